@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quantized formats as the host sees them: widths, blocks, scale types, and the shapes of data and scales.
+
+The exact arithmetic is the reference's business; see ``docs/numerics.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from warpsmith.errors import FormatError
+
+LINEAR, TILED, M_MAJOR = "linear", "128x4", "m_major"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A quantized format.
+
+    Attributes
+    ----------
+    element_bits
+        4 (two elements a byte) or 8.
+    block
+        (rows, columns) that share a scale; columns run along K.
+    scale
+        Type of a scale: ``ue4m3``, ``ue8m0`` or ``fp32``.
+    layouts
+        The scale layouts that it may have; the first is the default.
+    has_global_scale
+        Whether a second, fp32 scale belongs to it.
+    roundings
+        How a block's scale may be rounded; empty if there is no choice.
+    """
+
+    name: str
+    element_bits: int
+    block: tuple[int, int]
+    scale: str
+    layouts: tuple[str, ...]
+    has_global_scale: bool = False
+    roundings: tuple[str, ...] = ()
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of one scale."""
+        return 4 if self.scale == "fp32" else 1
+
+    def data_columns(self, k: int) -> int:
+        """Bytes of one row of K elements."""
+        return k * self.element_bits // 8
+
+    def scale_shape(self, layout: str, batch: tuple[int, ...], m: int, k: int, groups: int = 0) -> tuple[int, ...]:
+        """The shape of the scales of a [*batch, M, K] tensor; `groups` > 0 for a grouped one.
+
+        Sources: ``128x4`` is what cuBLASLt and CUTLASS read; the grouped rows leave each group its own 128-row tiles.
+        """
+        rows, columns = -(-m // self.block[0]), k // self.block[1]
+        if layout == LINEAR:
+            return (*batch, rows, columns)
+        if layout == M_MAJOR:
+            return (*batch, columns, -(-m // 4) * 4)
+        padded = (m + 127 * groups) // 128 * 128 if groups else -(-m // 128) * 128
+        return (*batch, padded, -(-columns // 4) * 4)
+
+
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        Format("nvfp4", 4, (1, 16), "ue4m3", (LINEAR, TILED), has_global_scale=True),
+        Format("mxfp4", 4, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor")),
+        Format("mxfp8", 8, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor")),
+        Format("fp8_block", 8, (1, 128), "fp32", (LINEAR, M_MAJOR)),
+        Format("fp8_block_128x128", 8, (128, 128), "fp32", (LINEAR,)),
+    )
+}
+"""Every quantized format by name."""
+
+
+def get_format(name: object) -> Format:
+    """Look a format up.
+
+    Raises
+    ------
+    FormatError
+        If there is no such format.
+    """
+    found = FORMATS.get(name) if isinstance(name, str) else None
+    if found is None:
+        raise FormatError(f"unknown format {name!r}; expected one of {', '.join(FORMATS)}")
+    return found

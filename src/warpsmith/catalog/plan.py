@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The build plan, and the proof that catalog, promises and tuning tables agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from warpsmith.arch import CAPABILITIES, Capability, Target
+from warpsmith.catalog.resolve import Availability, DeviceFacts, available_everywhere, resolve
+from warpsmith.catalog.spec import Catalog, CubinId, Finding, Kernel, Operation, Problem, Promise, Variant
+from warpsmith.errors import InvalidArgumentError
+from warpsmith.tuning import Rule
+
+_SM_COUNTS = (1, 48, 132)
+_PROBE_SIZES = (1, 128, 4096, 65536)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a build is asked for; empty means everything."""
+
+    modules: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+
+    def wants(self, catalog: Catalog, promise: Promise) -> bool:
+        """Whether a promise belongs to what was asked for."""
+        if self.formats and promise.format not in self.formats and promise.format != "-":
+            return False
+        return not self.modules or promise.kernel is None or catalog.kernel(promise.kernel).module in self.modules
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cubins to build for some targets, and the promises that they leave open."""
+
+    targets: tuple[Target, ...]
+    cubins: tuple[CubinId, ...]
+    missing: tuple[Finding, ...]
+
+    def for_target(self, target: Target) -> tuple[CubinId, ...]:
+        """The plan's cubins for one target."""
+        return tuple(c for c in self.cubins if c.target == target)
+
+
+def plan(catalog: Catalog, targets: Sequence[Target], selection: Selection | None = None) -> Plan:
+    """Derive the cubins that dispatch can reach on the targets' devices, and the promises that they do not keep.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the selection names a module or format that does not exist.
+    """
+    chosen = selection or Selection()
+    _check_selection(catalog, chosen)
+    unique = tuple(dict.fromkeys(targets))
+    cubins = tuple(c for target in unique for c in _reachable(catalog, target, chosen))
+    planned = set(cubins)
+
+    def availability(cubin: CubinId) -> str | None:
+        return None if cubin in planned else "is not in the plan"
+
+    missing: list[Finding] = []
+    for target in unique:
+        for capability in target.serves:
+            missing += broken_promises(catalog, capability, availability, chosen, target)
+    return Plan(unique, cubins, tuple(dict.fromkeys(missing)))
+
+
+def _check_selection(catalog: Catalog, selection: Selection) -> None:
+    formats = sorted({f for o in catalog.operations for f in o.formats if f != "-"})
+    for given, known, what in (
+        (selection.modules, list(catalog.modules), "module"),
+        (selection.formats, formats, "format"),
+    ):
+        for name in given:
+            if name not in known:
+                raise InvalidArgumentError(f"unknown {what} {name!r}; expected one of {', '.join(known)}")
+
+
+def _reachable(catalog: Catalog, target: Target, selection: Selection) -> Iterator[CubinId]:
+    for kernel in catalog.kernels:
+        if not kernel.builds_for(target) or (selection.modules and kernel.module not in selection.modules):
+            continue
+        for variant in kernel.variants:
+            if any(
+                _wanted(selection, w) and _reaches(catalog, kernel, variant, w, capability)
+                for w in variant.witnesses
+                for capability in target.serves
+            ):
+                yield CubinId(kernel.name, variant.name, target)
+
+
+def _wanted(selection: Selection, problem: Problem) -> bool:
+    return not selection.formats or problem.format in (*selection.formats, "-")
+
+
+def _reaches(catalog: Catalog, kernel: Kernel, variant: Variant, witness: Problem, on: Capability) -> bool:
+    choice = resolve(catalog, witness, DeviceFacts(on)).choice
+    return choice is not None and (choice.kernel, choice.variant) == (kernel.name, variant.name)
+
+
+def probe_problems(operation: Operation, format: str) -> Iterator[Problem]:
+    """Problems that stand for all of an operation's: every field combination of a format, at small and large sizes."""
+    for fields in operation.combinations():
+        if fields.get("format", "-") != format:
+            continue
+        for size in _PROBE_SIZES:
+            dims = {
+                name: max(size // operation.multiple(format, name), 1) * operation.multiple(format, name)
+                for name, _ in operation.dims
+            }
+            yield Problem.of(operation.name, fields, dims)
+
+
+def broken_promises(
+    catalog: Catalog,
+    capability: Capability,
+    availability: Availability = available_everywhere,
+    selection: Selection | None = None,
+    target: Target | None = None,
+) -> list[Finding]:
+    """The promises for a capability that dispatch does not keep with what is available, one finding each."""
+    chosen = selection or Selection()
+    found = []
+    for operation in catalog.operations:
+        for format in operation.formats:
+            promise = catalog.promise(operation.name, format, capability)
+            if promise is None:
+                found.append(_unpromised(operation.name, format, capability))
+            elif promise.kernel is not None and chosen.wants(catalog, promise):
+                reason = _why_broken(catalog, promise, operation, availability)
+                if reason:
+                    where = f" (target {target})" if target else ""
+                    found.append(
+                        Finding(
+                            "promise-broken",
+                            str(promise),
+                            f"{promise} promises {promise.kernel}{where}: {reason}",
+                            _FIX,
+                        )
+                    )
+    return found
+
+
+_FIX = "restore the catalog row, tuning rule or cubin that the message names, or change the promise with its reason"
+
+
+def _unpromised(operation: str, format: str, capability: Capability) -> Finding:
+    subject = f"{operation}/{format}@{capability}"
+    return Finding(
+        "promise-absent",
+        subject,
+        f"no promise says what serves {subject}",
+        "add it to catalog/promises.py, or say why not",
+    )
+
+
+def _why_broken(catalog: Catalog, promise: Promise, operation: Operation, availability: Availability) -> str:
+    for problem in probe_problems(operation, promise.format):
+        for sm_count in _SM_COUNTS:
+            decision = resolve(catalog, problem, DeviceFacts(promise.capability, sm_count), availability)
+            if decision.choice is None:
+                reasons = [f"{r.subject} {r.reason}" for r in decision.rejections if "serves" not in r.reason]
+                return (
+                    f"{problem} finds nothing ({'; '.join(reasons) or decision.unsupported or 'no kernel computes it'})"
+                )
+            if decision.choice.kernel != promise.kernel:
+                return f"{problem} is served by {decision.choice.kernel} instead"
+    return ""
+
+
+def check(catalog: Catalog, capabilities: Iterable[Capability] = CAPABILITIES) -> list[Finding]:
+    """Everything wrong with the catalog itself: dead variants, tuning rules without a variant, broken promises."""
+    found = [*_names(catalog), *_tuning(catalog)]
+    if any(f.code == "tuning-unplanned" for f in found):
+        return found  # dispatch would raise on such a table, so nothing after it means anything
+    found += _dead(catalog)
+    for capability in capabilities:
+        found += broken_promises(catalog, capability)
+    return found
+
+
+def _names(catalog: Catalog) -> Iterator[Finding]:
+    seen: set[str] = set()
+    for kernel in catalog.kernels:
+        for name in [kernel.name, *(f"{kernel.name}/{v.name}" for v in kernel.variants)]:
+            if name in seen:
+                yield Finding("name-twice", name, f"{name} is in the catalog twice", "rename one of the two")
+            seen.add(name)
+
+
+def _tuning(catalog: Catalog) -> Iterator[Finding]:
+    kernels = {k.name: k for k in catalog.kernels}
+    for rule in catalog.tuning:
+        subject = f"{rule.kernel}/{rule.tile}"
+        kernel = kernels.get(rule.kernel)
+        if kernel is None or all(v.tile != rule.tile for v in kernel.variants):
+            what = "which no variant of the catalog has"
+        elif unserved := _unserved(catalog, kernel, rule):
+            what = f"which serves no {unserved}, although the rule picks it there"
+        else:
+            continue
+        yield Finding(
+            "tuning-unplanned",
+            subject,
+            f"a tuning table names {subject}, {what}",
+            "name a tile of a planned variant, or add the variant",
+        )
+
+
+def _unserved(catalog: Catalog, kernel: Kernel, rule: Rule) -> Problem | None:
+    """A problem that the kernel computes and the rule takes, but not with a variant of the rule's tile."""
+    operation = catalog.operation(kernel.operation)
+    for fields in operation.combinations():
+        if all(fields.get(name) in values for name, values in rule.fields):
+            problem = Problem.of(operation.name, fields, dict(operation.dims))
+            tiles = {v.tile for v in kernel.variants if v.mismatch(problem) is None}
+            if tiles and rule.tile not in tiles:
+                return problem
+    return None
+
+
+def _dead(catalog: Catalog) -> Iterator[Finding]:
+    for kernel in catalog.kernels:
+        for variant in kernel.variants:
+            for witness in variant.witnesses or (None,):
+                if witness is None or not any(
+                    _reaches(catalog, kernel, variant, witness, c) for c in kernel.capabilities
+                ):
+                    subject = f"{kernel.name}/{variant.name}"
+                    why = (
+                        "has no witness" if witness is None else f"is not what {witness} resolves to on any capability"
+                    )
+                    yield Finding(
+                        "variant-dead",
+                        subject,
+                        f"{subject} {why}",
+                        "remove the variant, or give it a problem that needs it",
+                    )

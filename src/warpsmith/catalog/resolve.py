@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dispatch as a pure function: (problem, device facts, what is available) → a choice, or every reason against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from warpsmith.arch import Capability, candidates
+from warpsmith.catalog.spec import Catalog, CubinId, Kernel, Problem, Variant
+from warpsmith.errors import CatalogError
+from warpsmith.tuning import choose
+
+Availability = Callable[[CubinId], "str | None"]
+"""Says why a cubin cannot be used, or None if it can."""
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What dispatch needs to know of a device; injected, so that every device can be tested without one.
+
+    Attributes
+    ----------
+    capability
+        Compute capability.
+    sm_count
+        Number of multiprocessors.
+    driver
+        `cuDriverGetVersion` (13000 for CUDA 13.0), 0 if unknown.
+    name
+        The device's name, for messages.
+    """
+
+    capability: Capability
+    sm_count: int = 48
+    driver: int = 0
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name or 'device'} (compute capability {self.capability})"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Something that was considered, and why it was not taken."""
+
+    subject: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The outcome of `resolve`."""
+
+    problem: Problem
+    device: DeviceFacts
+    choice: CubinId | None
+    rejections: tuple[Rejection, ...]
+    unsupported: str = ""
+
+    def explain(self) -> str:
+        """The decision as text, one line a reason."""
+        head = f"{self.problem} on {self.device}: "
+        head += f"runs {self.choice}" if self.choice else self.unsupported or "no usable cubin"
+        return "\n".join([head, *(f"  - {r.subject}: {r.reason}" for r in self.rejections)])
+
+
+def available_everywhere(_: CubinId) -> str | None:
+    """Availability for planning: every planned cubin is there."""
+    return None
+
+
+def resolve(
+    catalog: Catalog, problem: Problem, device: DeviceFacts, availability: Availability = available_everywhere
+) -> Decision:
+    """Decide which cubin computes `problem` on `device`.
+
+    Kernels are tried in catalog order. The first kernel and variant that compute the problem on this capability are the
+    choice; availability then only picks among targets. A cubin that is missing is an error, never a reason to fall back
+    to a slower kernel.
+    """
+    rejections: list[Rejection] = []
+    promise = catalog.promise(problem.operation, problem.format, device.capability)
+    if promise is not None and promise.kernel is None:
+        return Decision(problem, device, None, (), f"unsupported: {promise.reason}")
+    for kernel in catalog.kernels:
+        if kernel.operation != problem.operation:
+            continue
+        variant = select_variant(catalog, kernel, problem, device, rejections)
+        if variant is None:
+            continue
+        for target in candidates(device.capability):
+            cubin = CubinId(kernel.name, variant.name, target)
+            if not kernel.builds_for(target):
+                continue
+            reason = availability(cubin)
+            if reason is None:
+                return Decision(problem, device, cubin, tuple(rejections))
+            rejections.append(Rejection(str(cubin), reason))
+        return Decision(problem, device, None, tuple(rejections))
+    return Decision(problem, device, None, tuple(rejections))
+
+
+def select_variant(
+    catalog: Catalog, kernel: Kernel, problem: Problem, device: DeviceFacts, rejections: list[Rejection]
+) -> Variant | None:
+    """The variant of `kernel` that computes the problem on the device, or None with reasons appended."""
+    if device.capability not in kernel.capabilities:
+        have = ", ".join(map(str, kernel.capabilities))
+        rejections.append(Rejection(kernel.name, f"is for {have}, not {device.capability}"))
+        return None
+    fitting: dict[str, Variant] = {}
+    for variant in kernel.variants:
+        reason = variant.mismatch(problem)
+        if reason is None:
+            fitting.setdefault(variant.tile, variant)
+        else:
+            rejections.append(Rejection(f"{kernel.name}/{variant.name}", reason))
+    if not fitting:
+        return None
+    try:
+        tile = choose(
+            catalog.tuning,
+            kernel.name,
+            list(fitting),
+            capability=device.capability,
+            sm_count=device.sm_count,
+            fields=dict(problem.fields),
+            dims=dict(problem.dims),
+        )
+    except CatalogError as error:
+        rejections.append(Rejection(kernel.name, str(error)))
+        return None
+    for other, variant in fitting.items():
+        if other != tile:
+            rejections.append(Rejection(f"{kernel.name}/{variant.name}", f"the tuning table picks tile {tile}"))
+    return fitting[tile]

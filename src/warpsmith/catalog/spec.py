@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shapes of the catalog's data: operations, problems, kernels, variants, promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+
+from warpsmith.arch import Capability, Suffix, Target
+from warpsmith.errors import CatalogError, InvalidArgumentError
+from warpsmith.tuning import Rule
+
+_PARAM_BYTES = {"ptr": 8, "i64": 8, "i32": 4, "u32": 4, "f32": 4, "tensormap": 128}
+NO_FORMAT = "-"
+"""The format of a problem whose operation has none."""
+
+
+@dataclass(frozen=True)
+class Param:
+    """One kernel parameter: its name and its C type (`ptr`, `i64`, `i32`, `u32`, `f32`, `tensormap`)."""
+
+    name: str
+    ctype: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of the parameter."""
+        return _PARAM_BYTES[self.ctype]
+
+    @property
+    def alignment(self) -> int:
+        """Alignment of the parameter in the parameter block (a tensor map is aligned to 64)."""
+        return 64 if self.ctype == "tensormap" else self.size
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be computed, as dispatch sees it: an operation, its fields, its dimensions."""
+
+    operation: str
+    fields: tuple[tuple[str, str], ...] = ()
+    dims: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of(cls, operation: str, fields: Mapping[str, str], dims: Mapping[str, int]) -> Problem:
+        """Make a problem from mappings; the order of their keys does not matter."""
+        return cls(operation, tuple(sorted(fields.items())), tuple(sorted(dims.items())))
+
+    @property
+    def format(self) -> str:
+        """The value of the field `format`, or `NO_FORMAT`."""
+        return dict(self.fields).get("format", NO_FORMAT)
+
+    def __str__(self) -> str:
+        parts = [f"{k}={v}" for k, v in (*self.fields, *self.dims)]
+        return f"{self.operation}({', '.join(parts)})"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A public operation: the fields a problem has, with every allowed value, and its dimensions.
+
+    Attributes
+    ----------
+    fields
+        (name, allowed values); the first value is the default of ``warpsmith resolve``.
+    dims
+        (name, default).
+    excluded
+        Combinations of field values that are no problem at all (the operation rejects them earlier).
+    multiples
+        (format, dimension, multiple): what a dimension must be divisible by.
+    """
+
+    name: str
+    fields: tuple[tuple[str, tuple[str, ...]], ...]
+    dims: tuple[tuple[str, int], ...]
+    excluded: tuple[tuple[tuple[str, str], ...], ...] = ()
+    multiples: tuple[tuple[str, str, int], ...] = ()
+
+    @cached_property
+    def formats(self) -> tuple[str, ...]:
+        """The formats the operation knows; (`NO_FORMAT`,) if it has none."""
+        return dict(self.fields).get("format", (NO_FORMAT,))
+
+    def combinations(self) -> Iterator[dict[str, str]]:
+        """Every allowed assignment of the fields."""
+        names = [name for name, _ in self.fields]
+        for values in product(*(allowed for _, allowed in self.fields)):
+            chosen = dict(zip(names, values, strict=True))
+            if not any(all(chosen.get(k) == v for k, v in bad) for bad in self.excluded):
+                yield chosen
+
+    def multiple(self, format: str, dim: str) -> int:
+        """What `dim` must be divisible by for `format`."""
+        return next((m for f, d, m in self.multiples if f == format and d == dim), 1)
+
+    def problem(self, given: Mapping[str, str | int]) -> Problem:
+        """Make a problem from what a user gave, filling in defaults.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a name or value is unknown, a combination is excluded, or a dimension does not divide.
+        """
+        fields, dims = {n: v[0] for n, v in self.fields}, dict(self.dims)
+        allowed = dict(self.fields)
+        for name, value in given.items():
+            if name in fields:
+                if value not in allowed[name]:
+                    raise InvalidArgumentError(
+                        f"{self.name}: {name}={value!r} is unknown; expected one of {', '.join(allowed[name])}"
+                    )
+                fields[name] = str(value)
+            elif name in dims:
+                if not str(value).isdecimal():
+                    raise InvalidArgumentError(f"{self.name}: {name}={value!r} is not a whole number ≥ 0")
+                dims[name] = int(value)
+            else:
+                known = ", ".join([*fields, *dims])
+                raise InvalidArgumentError(f"{self.name} has no option {name!r}; it has {known}")
+        for bad in self.excluded:
+            if all(fields.get(k) == v for k, v in bad):
+                text = " with ".join(f"{k}={v}" for k, v in bad)
+                raise InvalidArgumentError(f"{self.name}: {text} is not a valid combination")
+        for name, size in dims.items():
+            need = self.multiple(fields.get("format", NO_FORMAT), name)
+            if size % need:
+                raise InvalidArgumentError(
+                    f"{self.name}: {name}={size} must be a multiple of {need} for {fields.get('format')}"
+                )
+        return Problem.of(self.name, fields, dims)
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """SASS that must be in the cubin for targets of these capabilities which provide `feature`."""
+
+    patterns: tuple[str, ...]
+    capabilities: tuple[Capability, ...]
+    feature: Suffix = ""
+
+    def applies_to(self, target: Target) -> bool:
+        """Whether the requirement holds for `target`."""
+        return target.capability in self.capabilities and target.provides(self.feature)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One instantiation of a kernel.
+
+    Attributes
+    ----------
+    macros
+        (name, value) definitions put before the source.
+    serves
+        (field, values): the problems it computes; a field that is not named does not matter.
+    tile
+        The name that tuning tables choose by.
+    witnesses
+        Problems that resolve to it: proof that it is not dead.
+    instructions
+        What its SASS must hold.
+    """
+
+    name: str
+    macros: tuple[tuple[str, str], ...]
+    serves: tuple[tuple[str, tuple[str, ...]], ...]
+    witnesses: tuple[Problem, ...]
+    tile: str = "default"
+    instructions: tuple[Instructions, ...] = ()
+
+    def mismatch(self, problem: Problem) -> str | None:
+        """Why the variant does not compute the problem, or None if it does."""
+        have = dict(problem.fields)
+        for name, values in self.serves:
+            if have.get(name) not in values:
+                return f"serves {name} {'/'.join(values)}, not {have.get(name)}"
+        return None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel: a source, the capabilities it is for, its parameters and variants.
+
+    Attributes
+    ----------
+    capabilities
+        Every capability it may run on, named one by one.
+    feature
+        The least specific target it compiles for: "" plain, "f" family, "a" architecture.
+    may_spill
+        Whether register spills are tolerated (never in a main loop).
+    """
+
+    name: str
+    module: str
+    operation: str
+    source: str
+    entry: str
+    capabilities: tuple[Capability, ...]
+    params: tuple[Param, ...]
+    variants: tuple[Variant, ...]
+    feature: Suffix = ""
+    may_spill: bool = False
+
+    def builds_for(self, target: Target) -> bool:
+        """Whether the plan has cubins of this kernel for `target`."""
+        return target.provides(self.feature) and target.capability in self.capabilities
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name.
+
+        Raises
+        ------
+        CatalogError
+            If there is none.
+        """
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise CatalogError(f"kernel {self.name} has no variant {name!r}")
+
+
+@dataclass(frozen=True)
+class Promise:
+    """(operation, format, capability) → the kernel that must serve it, or why it is unsupported."""
+
+    operation: str
+    format: str
+    capability: Capability
+    kernel: str | None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.operation}/{self.format}@{self.capability}"
+
+
+@dataclass(frozen=True)
+class CubinId:
+    """The name of one cubin: kernel, variant, target."""
+
+    kernel: str
+    variant: str
+    target: Target
+
+    def __str__(self) -> str:
+        return f"{self.kernel}/{self.variant}@{self.target}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong: a stable code, what it is about, what to do."""
+
+    code: str
+    subject: str
+    message: str
+    fix: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        """The finding as the command line prints it."""
+        return {"code": self.code, "subject": self.subject, "message": self.message, "fix": self.fix}
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything that plan, dispatch, audit and tests are derived from."""
+
+    operations: tuple[Operation, ...]
+    kernels: tuple[Kernel, ...]
+    promises: tuple[Promise, ...]
+    tuning: tuple[Rule, ...] = field(default=())
+
+    def operation(self, name: str) -> Operation:
+        """The operation of that name.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there is none.
+        """
+        for operation in self.operations:
+            if operation.name == name:
+                return operation
+        known = ", ".join(o.name for o in self.operations)
+        raise InvalidArgumentError(f"unknown operation {name!r}; expected one of {known}")
+
+    def kernel(self, name: str) -> Kernel:
+        """The kernel of that name.
+
+        Raises
+        ------
+        CatalogError
+            If there is none.
+        """
+        for kernel in self.kernels:
+            if kernel.name == name:
+                return kernel
+        raise CatalogError(f"the catalog has no kernel {name!r}")
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """The module names, in order of appearance."""
+        return tuple(dict.fromkeys(k.module for k in self.kernels))
+
+    @cached_property
+    def _promises(self) -> dict[tuple[str, str, Capability], Promise]:
+        return {(p.operation, p.format, p.capability): p for p in self.promises}
+
+    def promise(self, operation: str, format: str, capability: Capability) -> Promise | None:
+        """The promise for a problem's operation and format on a capability, or None."""
+        return self._promises.get((operation, format, capability))

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: the only reader of the environment. Read at the entry points, frozen, passed down."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from warpsmith.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the environment can say.
+
+    Attributes
+    ----------
+    arch_list
+        ``WARPSMITH_ARCH_LIST``: the default of ``--arch``.
+    bundle_path
+        ``WARPSMITH_BUNDLE_PATH``: directories or wheels searched before installed bundles, separated as in ``PATH``.
+    cache_dir
+        ``WARPSMITH_CACHE_DIR``: the compile cache; by default the user's cache folder.
+    jit
+        ``WARPSMITH_JIT``: whether kernels may be compiled on demand (``allow``, ``forbid``).
+    tuning_path
+        ``WARPSMITH_TUNING_PATH``: a tuning table that is asked before the built-in ones.
+    require_signature
+        ``WARPSMITH_REQUIRE_SIGNATURE``: a public key file; bundles that it did not sign are refused.
+    """
+
+    arch_list: str = ""
+    bundle_path: tuple[Path, ...] = ()
+    cache_dir: Path = field(default_factory=lambda: default_cache_dir({}))
+    jit: bool = True
+    tuning_path: Path | None = None
+    require_signature: Path | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read the settings from the environment (or from a mapping, in tests).
+
+        Raises
+        ------
+        InvalidArgumentError
+            If ``WARPSMITH_JIT`` is neither ``allow`` nor ``forbid``.
+        """
+        env = os.environ if environment is None else environment
+        jit = env.get("WARPSMITH_JIT", "allow") or "allow"
+        if jit not in ("allow", "forbid"):
+            raise InvalidArgumentError(f"WARPSMITH_JIT={jit!r} is unknown; expected 'allow' or 'forbid'")
+        paths = [p for p in env.get("WARPSMITH_BUNDLE_PATH", "").split(os.pathsep) if p]
+        cache, tuning = env.get("WARPSMITH_CACHE_DIR"), env.get("WARPSMITH_TUNING_PATH")
+        signature = env.get("WARPSMITH_REQUIRE_SIGNATURE")
+        return cls(
+            arch_list=env.get("WARPSMITH_ARCH_LIST", ""),
+            bundle_path=tuple(Path(p) for p in paths),
+            cache_dir=Path(cache) if cache else default_cache_dir(env),
+            jit=jit == "allow",
+            tuning_path=Path(tuning) if tuning else None,
+            require_signature=Path(signature) if signature else None,
+        )
+
+
+def default_cache_dir(environment: Mapping[str, str]) -> Path:
+    """The platform's cache folder for Warpsmith."""
+    home = Path(environment.get("HOME") or environment.get("USERPROFILE") or "~").expanduser()
+    if sys.platform == "win32":
+        return Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local") / "warpsmith" / "cache"
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "warpsmith"
+    return Path(environment.get("XDG_CACHE_HOME") or home / ".cache") / "warpsmith"

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tile choice: tables of rules, one chooser.
+
+A rule says which tile of a kernel serves which sizes on which capabilities. Rules are data; `choose` walks them in
+order and takes the first that fits. The catalog checks that every tile named here belongs to a planned variant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from warpsmith.arch import Capability
+from warpsmith.errors import CatalogError, InvalidArgumentError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A range on a product of dimensions: ``minimum <= m*k <= maximum``.
+
+    ``per_sm`` divides the product by the device's number of multiprocessors first, so that one rule fits GPUs of
+    every size.
+    """
+
+    dims: tuple[str, ...]
+    minimum: int = 0
+    maximum: int | None = None
+    per_sm: bool = False
+
+    def holds(self, dims: Mapping[str, int], sm_count: int) -> bool:
+        """Whether the problem's dimensions lie in the range; a dimension it does not have counts as 1."""
+        product = 1
+        for name in self.dims:
+            product *= dims.get(name, 1)
+        if self.per_sm:
+            product //= max(sm_count, 1)
+        return self.minimum <= product and (self.maximum is None or product <= self.maximum)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Use `tile` of `kernel` on `capabilities` (empty: all) when every bound and field fits."""
+
+    kernel: str
+    tile: str
+    capabilities: tuple[Capability, ...] = ()
+    fields: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    bounds: tuple[Bound, ...] = ()
+
+    def fits(self, capability: Capability, fields: Mapping[str, str], dims: Mapping[str, int], sm_count: int) -> bool:
+        """Whether the rule applies to the problem on the device."""
+        return (
+            (not self.capabilities or capability in self.capabilities)
+            and all(fields.get(name) in values for name, values in self.fields)
+            and all(b.holds(dims, sm_count) for b in self.bounds)
+        )
+
+
+def choose(
+    rules: Sequence[Rule],
+    kernel: str,
+    tiles: Sequence[str],
+    *,
+    capability: Capability,
+    sm_count: int,
+    fields: Mapping[str, str],
+    dims: Mapping[str, int],
+) -> str:
+    """Pick the tile for a problem: the first rule that fits, else the only tile there is.
+
+    Raises
+    ------
+    CatalogError
+        If no rule fits and there are several tiles, or a rule names a tile that the kernel has not for this problem.
+    """
+    for rule in rules:
+        if rule.kernel == kernel and rule.fits(capability, fields, dims, sm_count):
+            if rule.tile not in tiles:
+                raise CatalogError(
+                    f"the tuning table picks tile {rule.tile!r} of {kernel} for {dict(fields)} {dict(dims)}, "
+                    f"but the tiles that serve it are {', '.join(tiles)}"
+                )
+            return rule.tile
+    if len(tiles) == 1:
+        return tiles[0]
+    raise CatalogError(
+        f"no tuning rule for {kernel} fits {dict(fields)} {dict(dims)} on {capability}, "
+        f"and there are several tiles: {', '.join(tiles)}"
+    )
+
+
+def load(path: Path) -> tuple[Rule, ...]:
+    """Read rules from a JSON file as ``warpsmith bench --tune`` writes it.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file cannot be read or is not a tuning table; the message names the entry.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(f"cannot read the tuning table {path}: {error}") from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise InvalidArgumentError(
+            f"{path} is not a tuning table of schema {SCHEMA}; write one with `warpsmith bench --tune`"
+        )
+    try:
+        return tuple(_rule(entry) for entry in document["rules"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidArgumentError(f"{path}: a rule is malformed ({type(error).__name__}: {error})") from error
+
+
+def dump(rules: Sequence[Rule]) -> str:
+    """Write rules as the JSON text that `load` reads."""
+    entries = [
+        {
+            "kernel": r.kernel,
+            "tile": r.tile,
+            "capabilities": [str(c) for c in r.capabilities],
+            "fields": {name: list(values) for name, values in r.fields},
+            "bounds": [
+                {"dims": list(b.dims), "minimum": b.minimum, "maximum": b.maximum, "per_sm": b.per_sm} for b in r.bounds
+            ],
+        }
+        for r in rules
+    ]
+    return json.dumps({"schema": SCHEMA, "rules": entries}, indent=2) + "\n"
+
+
+def _rule(entry: Mapping[str, object]) -> Rule:
+    fields, bounds = entry.get("fields", {}), entry.get("bounds", [])
+    if not isinstance(fields, dict) or not isinstance(bounds, list):
+        raise TypeError("fields must be an object and bounds a list")
+    capabilities = entry.get("capabilities", [])
+    if not isinstance(capabilities, list):
+        raise TypeError("capabilities must be a list")
+    return Rule(
+        kernel=str(entry["kernel"]),
+        tile=str(entry["tile"]),
+        capabilities=tuple(Capability.parse(str(c)) for c in capabilities),
+        fields=tuple((str(name), tuple(map(str, values))) for name, values in fields.items()),
+        bounds=tuple(
+            Bound(
+                tuple(map(str, b["dims"])),
+                int(b["minimum"]),
+                None if b["maximum"] is None else int(b["maximum"]),
+                bool(b.get("per_sm", False)),
+            )
+            for b in bounds
+        ),
+    )
