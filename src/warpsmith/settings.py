@@ -67,7 +67,10 @@ class Settings:
 
 def default_cache_dir(environment: Mapping[str, str]) -> Path:
     """The platform's cache folder for Warpsmith."""
-    home = Path(environment.get("HOME") or environment.get("USERPROFILE") or "~").expanduser()
+    try:
+        home = Path(environment.get("HOME") or environment.get("USERPROFILE") or "~").expanduser()
+    except RuntimeError:  # no HOME and no password entry, as in some containers: there is nowhere to write
+        return Path(os.devnull)
     if sys.platform == "win32":
         return Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local") / "warpsmith" / "cache"
     if sys.platform == "darwin":

@@ -142,6 +142,21 @@ def test_one_family_bundle_serves_both_spark_and_desktop(catalog: Catalog) -> No
     assert plan(catalog, parse_list("12x 12.0")) == family
 
 
+def test_a_family_plan_has_what_only_one_of_its_devices_reaches() -> None:
+    kernel = synthetic.CATALOG.kernels[0]
+    # Its witness resolves to it on 12.1 alone, the second device that sm_120f runs on.
+    own = synthetic.variant("f4", "bf16", "spark", synthetic.problem(1, format="f4", input="bf16"))
+    rule = Rule(kernel.name, "spark", (SPARK,), (("format", ("f4",)), ("input", ("bf16",))))
+    catalog = with_kernel(
+        dataclasses.replace(synthetic.CATALOG, tuning=(rule, *synthetic.CATALOG.tuning)),
+        dataclasses.replace(kernel, variants=(*kernel.variants, own)),
+    )
+    names = {arch: {c.variant for c in plan(catalog, parse_list(arch)).cubins} for arch in ("12x", "12.1", "12.0a")}
+    assert own.name in names["12x"]
+    assert own.name in names["12.1"]
+    assert own.name not in names["12.0a"]
+
+
 @both
 def test_a_plan_is_the_sum_of_its_targets_without_repetition(catalog: Catalog) -> None:
     targets = parse_list("8.0 9.0 12.0 12.1")
@@ -223,6 +238,14 @@ def test_a_variant_that_nothing_reaches_is_named(catalog: Catalog) -> None:
     assert {(f.code, f.subject) for f in found} == {("variant-dead", f"{kernel.name}/never_reached")}
     assert "resolves to" in found[0].message
     assert not any(c.variant == "never_reached" for c in plan(broken, all_targets()).cubins)
+
+
+@both
+def test_rules_that_leave_a_size_open_are_named(catalog: Catalog) -> None:
+    kernel = catalog.tuning[-1].kernel
+    bounded = dataclasses.replace(catalog.tuning[-1], bounds=(Bound(("m",), minimum=2),))
+    found = check(dataclasses.replace(catalog, tuning=(*catalog.tuning[:-1], bounded)))
+    assert ("tuning-open", kernel) in {(f.code, f.subject) for f in found}
 
 
 def test_a_variant_without_a_witness_is_dead() -> None:

@@ -207,6 +207,20 @@ def _tuning(catalog: Catalog) -> Iterator[Finding]:
             f"a tuning table names {subject}, {what}",
             "name a tile of a planned variant, or add the variant",
         )
+    for kernel in catalog.kernels:
+        rules = [r for r in catalog.tuning if r.kernel == kernel.name]
+        if len({v.tile for v in kernel.variants}) > 1 and not any(map(_takes_all, rules)):
+            yield Finding(
+                "tuning-open",
+                kernel.name,
+                f"{kernel.name} has several tiles, and no tuning rule of it takes every problem",
+                "end its rules with one that has no bounds, fields or capabilities",
+            )
+
+
+def _takes_all(rule: Rule) -> bool:
+    bounded = any(b.minimum > 0 or b.maximum is not None for b in rule.bounds)
+    return not (bounded or rule.fields or rule.capabilities)
 
 
 def _unserved(catalog: Catalog, kernel: Kernel, rule: Rule) -> Problem | None:

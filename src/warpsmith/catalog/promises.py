@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is promised: (operation, format, capability) → the kernel that serves it, or why nothing does.
 
-Written down independently of the kernels' own rows. Dropping a capability from a row would shrink plan and dispatch alike;
-it is this table that still names the gap.
+Written down independently of the kernels' own rows. Dropping a capability from a row would shrink plan and dispatch
+alike; it is this table that still names the gap.
 """
 
 from __future__ import annotations

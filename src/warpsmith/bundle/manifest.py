@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest of a bundle: what it holds, for which target, made from which sources.
+
+The parser is strict: a manifest with anything unexpected in it is damaged, and says where. No path ever comes from a
+manifest; a cubin's file is named after its digest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from warpsmith.arch import Target, parse
+from warpsmith.bundle.elf import MAX_CUBIN_BYTES
+from warpsmith.catalog.plan import Selection
+from warpsmith.catalog.spec import CubinId, Param
+from warpsmith.errors import ManifestError, TargetError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+"""Name of the manifest's file in a bundle."""
+
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_CUBINS = 100_000
+
+_NAME = re.compile(r"[0-9A-Za-z_.,+=:-]{1,200}")
+_TEXT = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_WORD = 0xFFFFFFFF
+_PARAM_BYTES = 32764  # the most that CUDA takes
+_DAMAGED = "the manifest is damaged or was edited: build the bundle again"
+_A_DIGEST = "64 lower-case hexadecimal digits"
+_A_NAME = "a name of letters, digits and _.,+=:-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CubinEntry:
+    """What the manifest says of one cubin.
+
+    Attributes
+    ----------
+    sha256, size
+        Digest and bytes of the cubin's file, ``cubins/<sha256>.cubin``.
+    source_digest
+        What the cubin was made from, as `warpsmith.catalog.source.source_digest` computes it.
+    stack, static_shared, dynamic_shared
+        Bytes of stack a thread, of shared memory a block.
+    flags
+        Bit 0: the kernel waits for its predecessor (griddepcontrol).
+    params
+        (name, C type, offset in the parameter block) in order.
+    instructions
+        (opcode, count): the census of its machine code; kept sorted.
+    """
+
+    kernel: str
+    variant: str
+    module: str
+    entry: str
+    sha256: str
+    size: int
+    source_digest: str
+    registers: int
+    stack: int
+    static_shared: int
+    dynamic_shared: int
+    threads: int
+    flags: int
+    params: tuple[tuple[str, str, int], ...]
+    instructions: tuple[tuple[str, int], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "instructions", tuple(sorted(self.instructions)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A bundle's manifest; its cubins are kept sorted by kernel and variant.
+
+    Attributes
+    ----------
+    package_version
+        The version of Warpsmith that wrote it.
+    min_driver
+        `cuDriverGetVersion` of the oldest driver that loads the cubins.
+    toolchain
+        The compiler, such as ``nvrtc 13.5.37``.
+    selection
+        The modules and formats that the build was asked for; empty means all.
+    catalog_digest
+        Digest of the catalog it was planned from. For information: cubins are matched one by one.
+    """
+
+    schema: int = SCHEMA
+    target: Target
+    package_version: str
+    min_driver: int
+    toolchain: str
+    selection: Selection
+    catalog_digest: str
+    cubins: tuple[CubinEntry, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cubins", tuple(sorted(self.cubins, key=lambda c: (c.kernel, c.variant))))
+
+    def id(self, entry: CubinEntry) -> CubinId:
+        """The name of one of its cubins."""
+        return CubinId(entry.kernel, entry.variant, self.target)
+
+    def to_json(self) -> str:
+        """The manifest as text: sorted, the same for the same manifest everywhere."""
+        document = {
+            "schema": self.schema,
+            "target": str(self.target),
+            "package_version": self.package_version,
+            "min_driver": self.min_driver,
+            "toolchain": self.toolchain,
+            "selection": {"modules": list(self.selection.modules), "formats": list(self.selection.formats)},
+            "catalog_digest": self.catalog_digest,
+            "cubins": [_cubin_document(c) for c in self.cubins],
+        }
+        return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def layout(params: Sequence[Param], base: int = 0) -> tuple[tuple[str, str, int], ...]:
+    """(name, C type, offset) of each parameter, where ptxas puts it.
+
+    Parameters
+    ----------
+    params
+        The kernel's parameters, in order.
+    base
+        Address of the parameter block in constant bank 0 (`KernelInfo.param_base`). A parameter is aligned to its
+        address there, so that a tensor map's offset differs from one architecture to another.
+    """
+    found, cursor = [], base
+    for param in params:
+        cursor = -(-cursor // param.alignment) * param.alignment
+        found.append((param.name, param.ctype, cursor - base))
+        cursor += param.size
+    return tuple(found)
+
+
+def parse_manifest(text: bytes) -> Manifest:
+    """Read a manifest.
+
+    Raises
+    ------
+    ManifestError
+        If it is damaged, of another schema, or too large; the message names the field, what was given and what was
+        expected.
+    """
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise ManifestError(f"{len(text)} bytes, more than the {MAX_MANIFEST_BYTES} that a manifest may have")
+    document = _decode(text)
+    schema = document.get("schema") if isinstance(document, dict) else SCHEMA
+    if type(schema) is int and schema > SCHEMA:
+        raise ManifestError(
+            f"schema: given {schema}, expected {SCHEMA}: the bundle was written by a newer warpsmith; upgrade warpsmith"
+        )
+    if type(schema) is not int or schema != SCHEMA:
+        _fail("schema", schema, f"the number {SCHEMA}")
+    top = _Fields("manifest", document, _TOP)
+    cubins = [_cubin(f"cubins[{i}]", c) for i, c in enumerate(top.items("cubins", MAX_CUBINS))]
+    seen: set[tuple[str, str]] = set()
+    for index, cubin in enumerate(cubins):
+        if (cubin.kernel, cubin.variant) in seen:
+            _fail(f"cubins[{index}]", f"{cubin.kernel}/{cubin.variant}", "each kernel and variant once")
+        seen.add((cubin.kernel, cubin.variant))
+    selection = _Fields("selection", top.values["selection"], ("formats", "modules"))
+    return Manifest(
+        target=_target(top.text("target", _NAME, "a target such as sm_121a")),
+        package_version=top.text("package_version", _NAME, "a version"),
+        min_driver=top.integer("min_driver", 0, 1_000_000),
+        toolchain=top.text("toolchain", _TEXT, "a compiler's name and version"),
+        selection=Selection(selection.names("modules"), selection.names("formats")),
+        catalog_digest=top.text("catalog_digest", _DIGEST, _A_DIGEST),
+        cubins=tuple(cubins),
+    )
+
+
+_TOP = ("catalog_digest", "cubins", "min_driver", "package_version", "schema", "selection", "target", "toolchain")
+_CUBIN = tuple(sorted(CubinEntry.__dataclass_fields__))
+
+
+def _cubin(where: str, value: object) -> CubinEntry:
+    row = _Fields(where, value, _CUBIN)
+    return CubinEntry(
+        kernel=row.text("kernel", _NAME, _A_NAME),
+        variant=row.text("variant", _NAME, _A_NAME),
+        module=row.text("module", _NAME, _A_NAME),
+        entry=row.text("entry", _NAME, _A_NAME),
+        sha256=row.text("sha256", _DIGEST, _A_DIGEST),
+        size=row.integer("size", 1, MAX_CUBIN_BYTES),
+        source_digest=row.text("source_digest", _DIGEST, _A_DIGEST),
+        registers=row.integer("registers", 0, 1024),
+        stack=row.integer("stack", 0, _WORD),
+        static_shared=row.integer("static_shared", 0, _WORD),
+        dynamic_shared=row.integer("dynamic_shared", 0, _WORD),
+        threads=row.integer("threads", 1, 1024),
+        flags=row.integer("flags", 0, _WORD),
+        params=_params(row),
+        instructions=_instructions(row),
+    )
+
+
+def _params(fields: _Fields) -> tuple[tuple[str, str, int], ...]:
+    found: list[tuple[str, str, int]] = []
+    end = 0
+    for index, value in enumerate(fields.items("params", 256)):
+        where = f"{fields.where}.params[{index}]"
+        row = _Fields(where, value, ("ctype", "name", "offset"))
+        name, ctype = row.text("name", _NAME, _A_NAME), row.text("ctype", _NAME, _A_NAME)
+        offset = row.integer("offset", end, _PARAM_BYTES)
+        try:
+            end = offset + Param(name, ctype).size
+        except KeyError:
+            _fail(f"{where}.ctype", ctype, "a parameter type that this warpsmith knows")
+        found.append((name, ctype, offset))
+    return tuple(found)
+
+
+def _instructions(fields: _Fields) -> tuple[tuple[str, int], ...]:
+    where, given = f"{fields.where}.instructions", fields.values["instructions"]
+    if not isinstance(given, dict) or len(given) > 10_000 or not all(_TEXT.fullmatch(opcode) for opcode in given):
+        _fail(where, given, "an object of at most 10000 opcodes with their counts")
+    row = _Fields(where, given, tuple(given))
+    return tuple((opcode, row.integer(opcode, 1, 1 << 31)) for opcode in given)
+
+
+def _cubin_document(cubin: CubinEntry) -> dict[str, object]:
+    document: dict[str, object] = {name: getattr(cubin, name) for name in _CUBIN}
+    document["params"] = [{"name": n, "ctype": c, "offset": o} for n, c, o in cubin.params]
+    document["instructions"] = dict(cubin.instructions)
+    return document
+
+
+def _target(text: str) -> Target:
+    try:
+        target = parse(text)
+    except TargetError as error:
+        raise ManifestError(f"target: {error}") from error
+    if str(target) != text:
+        _fail("target", text, f"a target spelled out, such as {target}")
+    return target
+
+
+class _Fields:
+    """The fields of one JSON object, read with their types and bounds."""
+
+    def __init__(self, where: str, given: object, names: Sequence[str]) -> None:
+        if not isinstance(given, dict):
+            _fail(where, given, "an object")
+        self.where, self.values = where, given
+        for keys, problem in ((set(names) - set(given), "is missing"), (set(given) - set(names), "is unknown")):
+            if keys:
+                raise ManifestError(f"{where}: the field {_show(min(keys))} {problem}; {_DAMAGED}")
+
+    def text(self, name: str, pattern: re.Pattern[str], expected: str) -> str:
+        """A string that matches a pattern."""
+        value = self.values[name]
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            _fail(f"{self.where}.{name}", value, expected)
+        return value
+
+    def integer(self, name: str, low: int, high: int) -> int:
+        """A whole number within bounds (JSON's true and 1.0 are none)."""
+        value = self.values[name]
+        if type(value) is not int or not low <= value <= high:
+            _fail(f"{self.where}.{name}", value, f"a whole number from {low} to {high}")
+        return value
+
+    def items(self, name: str, limit: int) -> list[Any]:
+        """A list of at most `limit` items."""
+        value = self.values[name]
+        if not isinstance(value, list) or len(value) > limit:
+            _fail(f"{self.where}.{name}", value, f"a list of at most {limit} items")
+        return value
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """A list of names, each once."""
+        found = self.items(name, 1000)
+        if not all(isinstance(n, str) and _NAME.fullmatch(n) for n in found) or len(set(found)) != len(found):
+            _fail(f"{self.where}.{name}", found, f"a list of different names ({_A_NAME})")
+        return tuple(found)
+
+
+def _decode(text: bytes) -> object:
+    try:
+        return json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_constant=_no_number,
+        )
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"not UTF-8 at byte {error.start}; {_DAMAGED}") from error
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"not JSON: {error}; {_DAMAGED}") from error
+    except RecursionError as error:
+        raise ManifestError(f"nested too deeply; {_DAMAGED}") from error
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ManifestError(f"the field {_show(name)} is there twice; {_DAMAGED}")
+        found[name] = value
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:
+        _no_number(digits)
+    return int(digits)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ManifestError(f"the number {_show(text)} is none that a manifest has; {_DAMAGED}")
+
+
+def _show(value: object) -> str:
+    if isinstance(value, (dict, list)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _fail(where: str, given: object, expected: str) -> NoReturn:
+    raise ManifestError(f"{where}: given {_show(given)}, expected {expected}; {_DAMAGED}")

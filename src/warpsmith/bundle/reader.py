@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening bundles: the manifest is read at once, a cubin when asked for, its digest checked. Nothing is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Protocol
+
+from warpsmith.bundle.elf import MAX_CUBIN_BYTES
+from warpsmith.bundle.files import read_file
+from warpsmith.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, CubinEntry, Manifest, parse_manifest
+from warpsmith.bundle.wheel import WheelFiles, package_name
+from warpsmith.catalog.spec import CubinId
+from warpsmith.errors import BundleError, DigestError, ManifestError
+
+ASIDE, UNFINISHED = ".old-", ".new-"
+"""While a bundle is replaced, ``.<name>.old-…`` beside it is what was there, ``.<name>.new-…`` what comes."""
+
+
+class _Files(Protocol):
+    def names(self) -> tuple[str, ...]: ...
+    def read(self, name: str, limit: int) -> bytes: ...
+
+
+class Bundle:
+    """A bundle open for reading; threads and forked processes may share it.
+
+    Attributes
+    ----------
+    path
+        The directory or wheel, as it was given.
+    manifest
+        Its manifest.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, files: _Files) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._files = files
+        self._entries = {manifest.id(entry): entry for entry in manifest.cubins}
+
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.path)!r}, {self.manifest.target}, {len(self._entries)} cubins)"
+
+    def entry(self, cubin: CubinId) -> CubinEntry | None:
+        """What the manifest says of a cubin, or None if the bundle does not claim to have it."""
+        return self._entries.get(cubin)
+
+    def files(self) -> tuple[str, ...]:
+        """The names of all files in the bundle, relative to it, sorted.
+
+        Raises
+        ------
+        BundleError
+            If the folder cannot be listed.
+        """
+        return self._files.names()
+
+    def cubin(self, entry: CubinEntry) -> bytes:
+        """The bytes of a cubin, always those that its digest names.
+
+        Raises
+        ------
+        DigestError
+            If the file's bytes are not those that the manifest's digest and size say.
+        BundleError
+            If the file is missing or cannot be read.
+        """
+        name, file = self.manifest.id(entry), cubin_file(entry.sha256)
+        try:
+            data = self._files.read(file, MAX_CUBIN_BYTES)
+        except FileNotFoundError as error:
+            raise BundleError(f"{self.path} has no {file} ({name}): build the bundle again") from error
+        except OSError as error:
+            raise BundleError(f"cannot read {file} in {self.path} ({name}): {error.strerror}") from error
+        found = hashlib.sha256(data).hexdigest()
+        if (found, len(data)) != (entry.sha256, entry.size):
+            raise DigestError(
+                f"{file} in {self.path} ({name}) has {len(data)} bytes with SHA-256 {found}; the manifest says "
+                f"{entry.size} bytes with {entry.sha256}: the file is damaged, build or install the bundle again"
+            )
+        return data
+
+
+def cubin_file(sha256: str) -> str:
+    """The name of a cubin's file in a bundle."""
+    return f"cubins/{sha256}.cubin"
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle: a directory with a ``manifest.json``, or a wheel, which is read in place.
+
+    Raises
+    ------
+    ManifestError
+        If its manifest is damaged or newer than this package.
+    BundleError
+        If there is no bundle, or a wheel holds anything else; the message says what to do.
+    """
+    if path.suffix == ".whl":
+        files: _Files = WheelFiles(path)
+    elif path.is_dir():
+        files = _FolderFiles(path)
+    else:
+        raise BundleError(_absent(path))
+    try:
+        manifest = parse_manifest(files.read(MANIFEST, MAX_MANIFEST_BYTES))
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} has no {MANIFEST}; expected a bundle as `warpsmith build` writes it") from error
+    except OSError as error:
+        raise BundleError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
+    except ManifestError as error:
+        raise ManifestError(f"{path / MANIFEST}: {error}") from error
+    if isinstance(files, WheelFiles) and files.folder != package_name(manifest.target):
+        raise BundleError(f"{path} holds {files.folder}, but its manifest is for {manifest.target}: do not install it")
+    return Bundle(path, manifest, files)
+
+
+def open_bundles(path: Path) -> tuple[Bundle, ...]:
+    """Open a bundle, or each bundle in a directory of them, in the order of their names.
+
+    Raises
+    ------
+    BundleError
+        If there is none, or one of them cannot be opened.
+    """
+    if not path.is_dir() or (path / MANIFEST).exists():
+        return (open_bundle(path),)
+    try:
+        children = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise BundleError(f"cannot list {path}: {error.strerror}") from error
+    found = [p for p in children if p.suffix == ".whl" or (p / MANIFEST).exists()]
+    if not found:
+        raise BundleError(
+            f"{path} is neither a bundle nor a directory of bundles; expected what `warpsmith build` writes"
+        )
+    return tuple(open_bundle(p) for p in found)
+
+
+class _FolderFiles:
+    """The files of a bundle in a directory; a link that leads out of it is refused."""
+
+    def __init__(self, path: Path) -> None:
+        self._root = Path(os.path.realpath(path))
+
+    def names(self) -> tuple[str, ...]:
+        found = []
+
+        def failed(error: OSError) -> None:
+            raise BundleError(f"cannot list {error.filename}: {error.strerror}") from error
+
+        for folder, folders, files in os.walk(self._root, onerror=failed):
+            links = [f for f in folders if Path(folder, f).is_symlink()]
+            found += [Path(folder, name).relative_to(self._root).as_posix() for name in (*files, *links)]
+        return tuple(sorted(found))
+
+    def read(self, name: str, limit: int) -> bytes:
+        real = Path(os.path.realpath(self._root / name))
+        if not real.is_relative_to(self._root):
+            raise BundleError(f"{self._root / name} is a link that leads out of the bundle, to {real}: it is not read")
+        return read_file(real, limit)
+
+
+def beside(path: Path, what: str) -> list[Path]:
+    """The folders that a replacement of `path` left beside it."""
+    try:
+        return sorted(p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}{what}"))
+    except OSError:
+        return []
+
+
+def _absent(path: Path) -> str:
+    """Why nothing can be opened there; a replacement that was cut short leaves its traces beside it."""
+    asides = beside(path, ASIDE)
+    if asides:
+        return (
+            f"{path} does not exist: it is being replaced, or that was interrupted; the bundle before lies in "
+            f"{asides[0]}: rename that to {path.name}, or build again"
+        )
+    return f"{path} does not exist; expected a bundle's directory or wheel"

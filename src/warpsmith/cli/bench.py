@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``warpsmith bench``: figures beside the floor and other people's code, in one run on the GPU at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from warpsmith.cli.options import FormatsOption, words
+from warpsmith.cli.report import command, say, table
+from warpsmith.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from warpsmith.bench.result import Row
+
+OPERATIONS = ("quantize",)
+
+_OPERATION = typer.Argument(metavar="OP", help=f"One of: {', '.join(OPERATIONS)}.")
+_OUT = typer.Option("--out", help="Write the run as JSON into this file.")
+_PLOT = typer.Option("--plot", help="Draw the run into this PNG file (needs matplotlib).")
+_SHAPES = typer.Option("--shapes", help="Sizes as MxK, separated by spaces.", show_default="real models' sizes")
+_JSON = typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
+
+
+def bench(
+    operation: Annotated[str, _OPERATION],
+    shapes: Annotated[str, _SHAPES] = "",
+    formats: FormatsOption = "",
+    out: Annotated[Path | None, _OUT] = None,
+    plot: Annotated[Path | None, _PLOT] = None,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Measure an operation on the GPU at hand, beside its floor and its peers."""
+    with command(json) as report:
+        if operation not in OPERATIONS:
+            raise InvalidArgumentError(f"there is no benchmark of {operation!r}; expected {', '.join(OPERATIONS)}")
+        from warpsmith.bench import quantize
+        from warpsmith.catalog.formats import FORMATS, get_format
+
+        chosen = [get_format(name).name for name in words(formats)] or list(FORMATS)
+        sizes = [_size(word) for word in words(shapes)] or list(quantize.SHAPES)
+        result = quantize.run(sizes, chosen)
+        if out is not None:
+            out.write_text(result.to_json(), encoding="utf-8")
+            say(f"wrote {out}")
+        if plot is not None:
+            from warpsmith.bench.plot import draw
+
+            draw(result, plot)
+            say(f"wrote {plot}")
+        report.extra["bench"] = {"device": result.device, "rows": [_row(row) for row in result.rows]}
+        report.text = [
+            f"{result.device}, driver {result.driver}",
+            table("what", "shape", "#µs", "#floor µs", "#best peer µs", "#peer / ours", rows=map(_cells, result.rows)),
+            *result.notes,
+        ]
+
+
+def _size(word: str) -> tuple[int, int]:
+    m, _, k = word.lower().partition("x")
+    if not (m.isdigit() and k.isdigit()):
+        raise InvalidArgumentError(f"cannot read {word!r} as a size; write MxK, for example 4096x7168")
+    return int(m), int(k)
+
+
+def _row(row: Row) -> dict[str, object]:
+    return {
+        "name": row.name,
+        "shape": row.shape,
+        "microseconds": row.microseconds,
+        "floor": row.floor,
+        "peers": row.peers,
+    }
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    shape = "×".join(map(str, row.shape.values()))
+    peer = row.best_peer
+    best, ratio = (f"{peer[1]:.2f} ({peer[0]})", f"{peer[1] / row.microseconds:.2f}") if peer else ("", "")
+    return row.name, shape, f"{row.microseconds:.2f}", f"{row.floor:.2f}" if row.floor else "", best, ratio

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``warpsmith build``: compile, check, write, audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from warpsmith.catalog import CATALOG
+from warpsmith.cli.inspect import describe
+from warpsmith.cli.options import ArchOption, FormatsOption, JsonOption, ModulesOption, selection, targets
+from warpsmith.cli.plan import order
+from warpsmith.cli.report import command, progress, say
+from warpsmith.settings import Settings
+
+_OUT = typer.Option("--out", help="Where the bundles go: DIR/<target>/, or wheels.", show_default=False)
+_WHEEL = typer.Option("--wheel", help="Write installable wheels in place of directories.")
+_JOBS = typer.Option("--jobs", min=1, help="Compile workers at most.", show_default="what cores and memory bear")
+
+
+def build(
+    out: Annotated[Path, _OUT],
+    arch: ArchOption = "",
+    modules: ModulesOption = "",
+    formats: FormatsOption = "",
+    wheel: Annotated[bool, _WHEEL] = False,
+    jobs: Annotated[int | None, _JOBS] = None,
+    json: JsonOption = False,
+) -> None:
+    """Compile the plan, check every cubin, write one bundle for each target, and audit what was written."""
+    with command(json) as report:
+        settings = Settings.from_environment()
+        wanted, chosen = targets(arch, settings), selection(modules, formats)
+        planned, report.findings = order(CATALOG, wanted, chosen)
+        if report.findings:
+            say("error: nothing was built: the catalog does not keep its promises")
+            return
+        from warpsmith.bundle.reader import open_bundle
+        from warpsmith.bundle.store import Store
+        from warpsmith.compiler.build import build as run
+
+        store = Store(settings.cache_dir, lambda key, reason: say(f"warning: compile cache entry {key} {reason}"))
+        with progress(f"{len(planned.cubins)} cubins for {', '.join(map(str, planned.targets))}") as advance:
+            made = run(CATALOG, wanted, out, selection=chosen, jobs=jobs, store=store, wheel=wheel, progress=advance)
+        report.findings = list(made.findings)
+        for path in made.bundles:
+            describe(report, open_bundle(path))
+        report.extra["build"] = {
+            "bundles": [str(path) for path in made.bundles],
+            "compiled": made.compiled,
+            "cached": made.cached,
+            "seconds": round(made.seconds, 3),
+        }
+        report.text = [f"{path}" for path in made.bundles]
+        say(f"{made.compiled} cubins compiled, {made.cached} from the cache, in {made.seconds:.1f} s")

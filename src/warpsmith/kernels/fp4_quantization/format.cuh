@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// The values of the macros that select a program, the flags of a launch, and what a format fixes.
+#pragma once
+
+#include "common/types.cuh"
+
+#define WS_NVFP4 1
+#define WS_MXFP4 2
+#define WS_MXFP8 3
+#define WS_FP8_BLOCK 4
+
+#define WS_BF16 1
+#define WS_FP16 2
+#define WS_FP32 3
+
+namespace ws {
+
+constexpr u32 kThreads = 256;
+constexpr u32 kElements = 8;   // of one row, that a thread takes at a time
+constexpr u32 kSlab = 128;     // rows: the 128x4 layout's unit, and a group's
+
+// Run-time flags; ops/quantization_args.py holds the same numbers.
+constexpr u32 kVectorRows = 1;       // the 16-bit or fp32 tensor is accessed by 16-byte vectors
+constexpr u32 kVectorCodes = 2;      // a thread's codes are accessed at once
+constexpr u32 kVectorScales = 4;     // one-byte scales are stored four at a time
+constexpr u32 kLayout128x4 = 8;
+constexpr u32 kLayoutMMajor = 16;
+constexpr u32 kFloor = 32;           // rounding of ue8m0 scales
+constexpr u32 kOffsets64 = 64;
+constexpr u32 kPaddedGroups = 128;   // the grid runs over the groups' padded rows
+constexpr u32 kScalePerGroup = 256;  // one global scale a group
+constexpr u32 kSquareBlocks = 512;   // fp8_block scales cover 128 rows too
+
+WS_DEVICE constexpr u32 element_bytes(int type) { return type == WS_FP32 ? 4 : 2; }
+WS_DEVICE constexpr u32 element_words(int type) { return kElements * element_bytes(type) / 4; }
+
+template <int kFormat>
+struct Format {
+  static constexpr bool nibbles = kFormat == WS_NVFP4 || kFormat == WS_MXFP4;
+  static constexpr u32 block = kFormat == WS_NVFP4 ? 16 : kFormat == WS_FP8_BLOCK ? 128 : 32;
+  static constexpr u32 lanes = block / kElements;         // threads that share a block
+  static constexpr u32 code_words = nibbles ? 1 : 2;      // of a thread's eight codes
+  static constexpr u32 code_shift = nibbles ? 1 : 0;      // bytes = elements >> code_shift
+  static constexpr bool byte_scales = kFormat != WS_FP8_BLOCK;
+};
+
+}  // namespace ws

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The typed quantized tensor that operations take and return."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from warpsmith.catalog.formats import Format, get_format
+from warpsmith.errors import FormatError
+
+_DATA_DTYPES = {4: ("uint8", "float4_e2m1fn_x2"), 8: ("float8_e4m3fn", "uint8")}
+_SCALE_DTYPES = {
+    "ue4m3": ("float8_e4m3fn", "uint8"),
+    "ue8m0": ("float8_e8m0fnu", "uint8"),
+    "fp32": ("float32",),
+}
+
+
+def dtype_name(array: Any) -> str:
+    """The name of an array's dtype, the same for torch and NumPy (``bfloat16``, ``float8_e4m3fn``)."""
+    return str(array.dtype).rpartition(".")[2]
+
+
+def device_of(array: Any) -> str:
+    """Where an array lives: ``cuda:0``, ``cpu``, or ``numpy``."""
+    device = getattr(array, "device", None)
+    return "numpy" if device is None or type(array).__module__.startswith("numpy") else str(device)
+
+
+class QTensor:
+    """A quantized tensor: data, scales, and what they mean.
+
+    Parameters
+    ----------
+    data
+        [*batch, M, K/2] ``uint8`` for the 4-bit formats (element 0 in the low nibble), [*batch, M, K]
+        ``float8_e4m3fn`` for the 8-bit ones (``uint8`` with the same bits is taken too).
+    scales
+        In the shape that `scale_layout` gives it: ``linear`` [*batch, M, K/block]; ``128x4`` [*batch, ⌈M/128⌉·128,
+        ⌈K/block/4⌉·4] in the order that cuBLASLt and CUTLASS read; ``m_major`` [*batch, K/128, ⌈M/4⌉·4].
+        ``float8_e4m3fn`` (nvfp4), ``float8_e8m0fnu`` (mxfp4, mxfp8) or ``float32`` (fp8_block).
+    format
+        ``nvfp4``, ``mxfp4``, ``mxfp8``, ``fp8_block`` (1×128) or ``fp8_block_128x128``.
+    shape
+        The logical shape [*batch, M, K].
+    scale_layout
+        ``linear``, ``128x4`` or ``m_major``.
+    global_scale
+        nvfp4 only: fp32, one element (or one a group); a value is q · scale / global_scale. None stands for 1.
+    offsets
+        For grouped tensors: [G + 1] row offsets of the groups, int32 or int64.
+
+    Raises
+    ------
+    FormatError
+        If a part does not fit the others; the message names the part, what it is and what it should be.
+    """
+
+    __slots__ = ("data", "format", "global_scale", "offsets", "scale_layout", "scales", "shape")
+
+    data: Any
+    scales: Any
+    format: str
+    shape: tuple[int, ...]
+    scale_layout: str
+    global_scale: Any
+    offsets: Any
+
+    def __init__(
+        self,
+        data: Any,
+        scales: Any,
+        format: str,
+        shape: tuple[int, ...],
+        *,
+        scale_layout: str = "linear",
+        global_scale: Any = None,
+        offsets: Any = None,
+    ) -> None:
+        spec = get_format(format)
+        _validate(spec, data, scales, tuple(shape), scale_layout, global_scale, offsets)
+        self._set(data, scales, format, tuple(shape), scale_layout, global_scale, offsets)
+
+    def _set(self, *parts: Any) -> None:
+        for name, value in zip(
+            ("data", "scales", "format", "shape", "scale_layout", "global_scale", "offsets"), parts, strict=True
+        ):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a QTensor does not change; make a new one to replace {name}")
+
+    def __repr__(self) -> str:
+        grouped = f", groups={self.offsets.shape[0] - 1}" if self.offsets is not None else ""
+        return (
+            f"QTensor({self.format}, shape={list(self.shape)}, scale_layout={self.scale_layout!r}, "
+            f"device={device_of(self.data)}{grouped})"
+        )
+
+    @property
+    def device(self) -> str:
+        """Where the data lives: ``cuda:0``, ``cpu`` or ``numpy``."""
+        return device_of(self.data)
+
+
+def trusted(
+    data: Any, scales: Any, format: str, shape: tuple[int, ...], layout: str, global_scale: Any, offsets: Any
+) -> QTensor:
+    """Make a `QTensor` from parts that an operation has just made to fit."""
+    made = QTensor.__new__(QTensor)
+    put = object.__setattr__
+    put(made, "data", data)
+    put(made, "scales", scales)
+    put(made, "format", format)
+    put(made, "shape", shape)
+    put(made, "scale_layout", layout)
+    put(made, "global_scale", global_scale)
+    put(made, "offsets", offsets)
+    return made
+
+
+def _validate(
+    spec: Format, data: Any, scales: Any, shape: tuple[int, ...], layout: str, global_scale: Any, offsets: Any
+) -> None:
+    if len(shape) < 2:
+        raise FormatError(f"QTensor: shape {list(shape)} has {len(shape)} dimensions; expected [*batch, M, K]")
+    *batch, m, k = shape
+    if k == 0 or k % spec.block[1]:
+        raise FormatError(f"QTensor: K = {k} must be a positive multiple of {spec.block[1]} for {spec.name}")
+    if layout not in spec.layouts:
+        raise FormatError(f"QTensor: {spec.name} has no scale layout {layout!r}; expected {' or '.join(spec.layouts)}")
+    groups = 0
+    if offsets is not None:
+        if len(shape) != 2:
+            raise FormatError(f"QTensor: a grouped tensor is [M, K]; shape is {list(shape)}")
+        if spec.block[0] != 1:
+            raise FormatError(f"QTensor: {spec.name} has blocks of {spec.block[0]} rows and cannot be grouped")
+        _expect("offsets", offsets, ("int32", "int64"), None)
+        if len(offsets.shape) != 1 or offsets.shape[0] < 2:
+            raise FormatError(f"QTensor: offsets has shape {list(offsets.shape)}; expected [groups + 1]")
+        groups = int(offsets.shape[0]) - 1
+    _expect("data", data, _DATA_DTYPES[spec.element_bits], (*batch, m, spec.data_columns(k)))
+    _expect("scales", scales, _SCALE_DTYPES[spec.scale], spec.scale_shape(layout, tuple(batch), m, k, groups))
+    if global_scale is not None:
+        if not spec.has_global_scale:
+            raise FormatError(f"QTensor: {spec.name} has no global scale, but one was given")
+        _expect("global_scale", global_scale, ("float32",), None)
+        count = _count(global_scale)
+        if count not in {1, max(groups, 1)}:
+            raise FormatError(f"QTensor: global_scale has {count} elements; expected 1{f' or {groups}' * bool(groups)}")
+    where = {device_of(a) for a in (data, scales, global_scale, offsets) if a is not None}
+    if len(where) > 1:
+        raise FormatError(f"QTensor: its parts live on {', '.join(sorted(where))}; expected one device")
+
+
+def _count(array: Any) -> int:
+    total = 1
+    for size in array.shape:
+        total *= int(size)
+    return total
+
+
+def _expect(part: str, array: Any, dtypes: tuple[str, ...], shape: tuple[int, ...] | None) -> None:
+    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+        raise FormatError(f"QTensor: {part} is a {type(array).__name__}; expected a torch tensor or NumPy array")
+    if dtype_name(array) not in dtypes:
+        raise FormatError(f"QTensor: {part} is {dtype_name(array)}; expected {' or '.join(dtypes)}")
+    if shape is not None and tuple(array.shape) != shape:
+        raise FormatError(f"QTensor: {part} has shape {list(array.shape)}; expected {list(shape)}")

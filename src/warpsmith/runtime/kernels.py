@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a problem to a kernel that can be launched: decide, fetch, load, once for each device and cubin."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from warpsmith import tuning
+from warpsmith.bundle.find import installed_bundles
+from warpsmith.bundle.reader import Bundle
+from warpsmith.catalog.resolve import Decision, DeviceFacts
+from warpsmith.catalog.spec import Catalog, CubinId, Problem
+from warpsmith.errors import BundleError, InvalidArgumentError, MissingKernelError, UnsupportedError
+from warpsmith.runtime.device import device_facts
+from warpsmith.runtime.driver import Driver, default_driver, survive_fork
+from warpsmith.runtime.jit import Jit
+from warpsmith.runtime.launch import PreparedKernel
+from warpsmith.runtime.modules import load_kernel
+from warpsmith.runtime.search import Located, Place, find_places, locate, missing
+from warpsmith.settings import Settings
+
+_MAX_PROBLEMS = 4096
+
+
+class Runtime:
+    """Finds, loads and keeps kernels; one serves all threads and devices of a process.
+
+    Nothing happens before the first question: bundles are opened when a decision first needs them, and the driver when
+    a kernel is first loaded.
+
+    Parameters
+    ----------
+    settings
+        Where to look and what is allowed.
+    catalog
+        What there is to find.
+    driver
+        The driver; by default the one of this process.
+    installed
+        Lists the installed bundles.
+    jit
+        What compiles on demand; by default the compiler of this package, as the settings allow.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the settings ask for a signature, or name a tuning table that does not fit the catalog.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        driver: Driver | None = None,
+        *,
+        installed: Callable[[], Sequence[Bundle | BundleError]] = installed_bundles,
+        jit: Jit | None = None,
+    ) -> None:
+        if settings.require_signature is not None:
+            raise InvalidArgumentError(
+                f"WARPSMITH_REQUIRE_SIGNATURE={settings.require_signature} asks for signed bundles, and this version "
+                "cannot check signatures; unset it to use bundles unchecked"
+            )
+        self.catalog = _tuned(catalog, settings)
+        self.driver = driver or default_driver()
+        self._settings = settings
+        self._installed = installed
+        self._jit = jit or Jit(settings, self.catalog)
+        self._places: tuple[Place, ...] | None = None
+        self._prepared: dict[tuple[int, Problem], PreparedKernel] = {}
+        self._kernels: dict[tuple[int, CubinId], PreparedKernel] = {}
+        self._lock = threading.Lock()
+        self._loading: dict[tuple[int, CubinId], threading.Lock] = {}
+        survive_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: loaded kernels are gone, and so are the threads that held locks."""
+        self._lock = threading.Lock()
+        self._loading = {}
+        self._prepared = {}
+        self._kernels = {}
+
+    def places(self) -> tuple[Place, ...]:
+        """Where bundles are looked for and what is there, in order of preference.
+
+        Looked up once; a bundle that cannot be used is warned of then, since something else may serve in its place.
+        """
+        found = self._places
+        if found is None:
+            with self._lock:
+                found = self._places
+                if found is None:
+                    found = find_places(self._settings.bundle_path, self._installed)
+                    for place in found:
+                        for reason in place.damaged:
+                            text = f"{place.name}: a bundle cannot be used: {reason}"
+                            warnings.warn(text, RuntimeWarning, stacklevel=2)
+                    self._places = found
+        return found
+
+    def locate(self, problem: Problem, facts: DeviceFacts) -> Located:
+        """Decide which cubin computes a problem on a device, and where it comes from; needs no GPU."""
+        return locate(self.catalog, problem, facts, self.places(), self._jit)
+
+    def decide(self, problem: Problem, facts: DeviceFacts) -> Decision:
+        """Decide which cubin computes a problem on a device, with each reason; needs no GPU."""
+        return self.locate(problem, facts).decision
+
+    def prepare(self, problem: Problem, device_index: int) -> PreparedKernel:
+        """The kernel for a problem, loaded on a device.
+
+        Raises
+        ------
+        UnsupportedError
+            If the promise table says that the problem is not supported on the device.
+        MissingKernelError
+            If no usable cubin was found; the message says what was searched, each reason, and what helps.
+        DigestError
+            If the bundle that should serve it is damaged.
+        NotLoadedError
+            If it would have to be loaded, and the driver refuses that during a graph capture.
+        CompileError
+            If it has to be compiled and cannot be.
+        DriverError
+            If the driver fails, or the process was forked after CUDA was used.
+        """
+        kernel = self._prepared.get((device_index, problem))
+        if kernel is None:
+            facts = device_facts(device_index, self.driver)
+            located = self.locate(problem, facts)
+            if located.decision.unsupported:
+                raise UnsupportedError(f"{problem} on {facts}: {located.decision.unsupported}")
+            if located.decision.choice is None:
+                raise MissingKernelError(missing([located.decision], self.places()))
+            kernel = self._kernel(located, device_index, facts)
+            self._remember(device_index, problem, kernel)
+        return kernel
+
+    def load(self, problems: Iterable[Problem], device_index: int) -> tuple[PreparedKernel, ...]:
+        """Load the kernels of several problems, or none: for start-up, so that no request waits and no capture fails.
+
+        Kernels that have to be compiled are compiled together.
+
+        Raises
+        ------
+        MissingKernelError
+            If any is missing or unsupported: one error with every reason, before anything is loaded.
+        DigestError, CompileError, DriverError
+            As `prepare`.
+        """
+        facts = device_facts(device_index, self.driver)
+        found = {problem: self.locate(problem, facts) for problem in dict.fromkeys(problems)}
+        refused = [located.decision for located in found.values() if located.decision.choice is None]
+        if refused:
+            raise MissingKernelError(missing(refused, self.places()))
+        cubins = {located.cubin: located for located in found.values()}
+        wanted = [c for c, located in cubins.items() if located.bundle is None and not self._loaded(device_index, c)]
+        compiled = self._jit.compile(wanted) if wanted else {}
+        for located in cubins.values():
+            self._kernel(located, device_index, facts, compiled)
+        kernels = {problem: self._kernel(located, device_index, facts) for problem, located in found.items()}
+        for problem, kernel in kernels.items():
+            self._remember(device_index, problem, kernel)
+        return tuple(kernels.values())
+
+    def _loaded(self, device_index: int, cubin: CubinId) -> bool:
+        return (device_index, cubin) in self._kernels
+
+    def _kernel(
+        self, located: Located, device_index: int, facts: DeviceFacts, compiled: Mapping[CubinId, bytes] | None = None
+    ) -> PreparedKernel:
+        """A located cubin's kernel on a device, loaded by whichever thread comes first."""
+        key = (device_index, located.cubin)
+        kernel = self._kernels.get(key)
+        if kernel is not None:
+            return kernel
+        with self._lock:
+            turn = self._loading.setdefault(key, threading.Lock())
+        with turn:
+            kernel = self._kernels.get(key)
+            if kernel is None:
+                self.driver.check_process()
+                data = self._fetch(located, compiled or {})
+                row = self.catalog.kernel(located.cubin.kernel)
+                kernel = load_kernel(
+                    self.driver, device_index, facts.capability, row, located.cubin, data, located.origin
+                )
+                self._kernels[key] = kernel
+        return kernel
+
+    def _fetch(self, located: Located, compiled: Mapping[CubinId, bytes]) -> bytes:
+        if located.bundle is not None and located.entry is not None:
+            return located.bundle.cubin(located.entry)
+        cubin = located.cubin
+        return compiled[cubin] if cubin in compiled else self._jit.compile([cubin])[cubin]
+
+    def _remember(self, device_index: int, problem: Problem, kernel: PreparedKernel) -> None:
+        if len(self._prepared) >= _MAX_PROBLEMS:
+            self._prepared = {}
+        self._prepared[device_index, problem] = kernel
+
+
+def _tuned(catalog: Catalog, settings: Settings) -> Catalog:
+    """The catalog with the user's tuning table asked first; a table may only name tiles of planned variants."""
+    if settings.tuning_path is None:
+        return catalog
+    rules = tuning.load(settings.tuning_path)
+    tiles = {kernel.name: sorted({v.tile for v in kernel.variants}) for kernel in catalog.kernels}
+    for rule in rules:
+        if rule.tile not in tiles.get(rule.kernel, ()):
+            known = tiles.get(rule.kernel)
+            raise InvalidArgumentError(
+                f"{settings.tuning_path} names tile {rule.tile!r} of kernel {rule.kernel!r}, which no variant of the "
+                f"catalog has; expected "
+                + (f"one of {', '.join(known)}" if known else f"a kernel among {', '.join(sorted(tiles))}")
+            )
+    return replace(catalog, tuning=(*rules, *catalog.tuning))
