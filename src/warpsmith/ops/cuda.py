@@ -19,6 +19,7 @@ from warpsmith.errors import FormatError, InvalidArgumentError
 from warpsmith.ops import quantization_args as arguments
 from warpsmith.ops.checks import (
     INPUT_NAMES,
+    NUMBERS,
     check_offsets,
     check_out,
     check_problem,
@@ -33,7 +34,8 @@ from warpsmith.runtime.launch import PreparedKernel
 _MAX_PLANS = 4096
 _UNGROUPED = arguments.Groups()
 _SCALE_DTYPES = {"ue4m3": torch.float8_e4m3fn, "ue8m0": torch.float8_e8m0fnu, "fp32": torch.float32}
-_current_stream = torch._C._cuda_getCurrentRawStream
+_OFFSET_DTYPES = (torch.int32, torch.int64)
+_current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # a CPU build of torch has none
 
 
 class _Plan(NamedTuple):
@@ -52,7 +54,7 @@ class _Plan(NamedTuple):
 
 
 _plans: dict[tuple[Any, ...], _Plan] = {}
-_scalars: dict[tuple[int, float], torch.Tensor] = {}
+_scalars: dict[tuple[int, int, float], torch.Tensor] = {}
 
 
 def _remember(plans: dict[Any, Any], key: Any, plan: Any) -> Any:
@@ -68,6 +70,8 @@ def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
 
     Copies only where the last dimension is not contiguous or the batch dimensions have no common stride.
     """
+    if x.numel() == 0:  # whatever its strides, torch calls it contiguous
+        return x, 0, 0, 0
     if x.shape[-1] > 1 and x.stride(-1) != 1:
         x = x.contiguous()
     shape, strides = x.shape, x.stride()
@@ -85,27 +89,27 @@ def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
     return x, batches, row_stride, batch_stride
 
 
-def _copied(x: torch.Tensor) -> bool:
-    return _rows(x)[0] is not x
+def _scalar(value: Any, device: int) -> torch.Tensor:
+    """A device copy of a host scale.
 
-
-def _scalar(value: float, device: int) -> torch.Tensor:
-    """A device copy of a host scale, kept unless it is made inside of a graph capture."""
+    It is kept for its stream alone, which fills it before any use, and for good, since a captured graph may hold its
+    address. What a capture fills, or a full table has no place for, lives as long as the result.
+    """
     check_scale_value(value)
-    found = _scalars.get((device, value))
+    key = device, _current_stream(device), float(value)
+    found = _scalars.get(key)
     if found is None:
-        found = torch.full((1,), value, dtype=torch.float32, device=f"cuda:{device}")
-        if not torch.cuda.is_current_stream_capturing():
-            if len(_scalars) >= _MAX_PLANS:
-                _scalars.clear()
-            _scalars[device, value] = found
+        with torch.cuda.device(device):
+            found = torch.full((1,), key[2], dtype=torch.float32, device="cuda")
+            if len(_scalars) < _MAX_PLANS and not torch.cuda.is_current_stream_capturing():
+                _scalars[key] = found
     return found
 
 
 def _device_scale(given: Any, device: int, groups: int) -> torch.Tensor:
     """Check a global scale, or put a number on the device."""
-    if isinstance(given, (int, float)):
-        return _scalar(float(given), device)
+    if isinstance(given, NUMBERS):
+        return _scalar(given, device)
     if not isinstance(given, torch.Tensor):
         raise InvalidArgumentError(f"global_scale is a {type(given).__name__}; expected a float32 tensor or a number")
     if given.dtype is not torch.float32:
@@ -113,19 +117,23 @@ def _device_scale(given: Any, device: int, groups: int) -> torch.Tensor:
     if given.get_device() != device:
         raise FormatError(f"global_scale is on {given.device} and x on cuda:{device}; expected the same device")
     count = given.numel()
-    if count != 1 and count != groups:
+    if count != 1 and count != max(groups, 1):
         raise FormatError(f"global_scale has {count} elements; expected 1{f' or {groups}' if groups else ''}")
     return given if given.is_contiguous() else given.contiguous()
 
 
 def _checked_groups(offsets: Any, scale: Any, x: torch.Tensor, format: str) -> arguments.Groups:
-    """The grouping that offsets ask for, once they are what a kernel can read."""
-    if not isinstance(offsets, torch.Tensor):
-        raise FormatError(f"offsets is a {type(offsets).__name__}; expected a torch tensor")
+    """The grouping that offsets ask for, once they are what a kernel can read; words are made for a misfit only.
+
+    Whether x can be grouped is for the plan to find out.
+    """
+    if (
+        isinstance(offsets, torch.Tensor) and offsets.dtype in _OFFSET_DTYPES and offsets.dim() == 1
+        and offsets.shape[0] > 1 and offsets.get_device() == x.get_device() and offsets.is_contiguous()
+    ):  # fmt: skip
+        return _groups(offsets, scale)
     check_offsets(get_format(format), offsets, x, tuple(x.shape))
-    if not offsets.is_contiguous():
-        raise FormatError("offsets is not contiguous; expected a contiguous tensor")
-    return _groups(offsets, scale)
+    raise FormatError("offsets is not contiguous; expected a contiguous tensor")
 
 
 def quantize(
@@ -143,11 +151,15 @@ def quantize(
     pointer = x.data_ptr()
     groups = _UNGROUPED if offsets is None else _checked_groups(offsets, global_scale, x, format)
     key = (device, x.shape, x.stride(), x.dtype, format, scale_layout, rounding, silu, groups, pointer & 15)
-    plan = _plans.get(key)
+    try:
+        plan = _plans.get(key)
+    except TypeError:  # an option that cannot be hashed is none of those that exist
+        plan = None
     if plan is None:
         shape = check_problem(get_format(format), x, scale_layout, rounding, offsets, silu=silu)
-        if _copied(x):
-            return quantize(x.contiguous(), format, scale_layout, global_scale, rounding, offsets, out, silu)
+        rows = _rows(x)[0]
+        if rows is not x:
+            return quantize(rows, format, scale_layout, global_scale, rounding, offsets, out, silu)
         plan = _remember(_plans, key, _plan_quantize(x, format, scale_layout, rounding, silu, shape, groups))
     scale = None
     if plan.spec.has_global_scale:
@@ -161,16 +173,8 @@ def quantize(
     if out is None:
         data = torch.empty(plan.data_shape, dtype=plan.data_dtype, device=x.device)
         scales = torch.empty(plan.scale_shape, dtype=plan.scale_dtype, device=x.device)
-        shape = plan.shape
     else:
-        data, scales, shape = out.data, out.scales, plan.shape
-        if (
-            out.shape != shape or out.format != format or out.scale_layout != scale_layout or out.offsets is not None
-            or offsets is not None or not (data.is_contiguous() and scales.is_contiguous())
-        ):  # fmt: skip
-            check_out(out, format, shape, scale_layout, offsets)
-        if data.get_device() != device:
-            raise FormatError(f"out is on {out.device} and x on {x.device}; expected the same device")
+        data, scales = _parts(out, x, plan, scale_layout, offsets)
     kernel = plan.kernel
     if kernel is not None:
         codes, scale_pointer = data.data_ptr(), scales.data_ptr()
@@ -184,7 +188,27 @@ def quantize(
                 0 if offsets is None else offsets.data_ptr(),
             )
         kernel.launch(plan.grid, pointers + tail, _current_stream(device))
-    return trusted(data, scales, format, shape, scale_layout, scale, offsets)
+    elif scales.numel():  # no rows, but groups: their tiles are padding
+        scales.view(torch.uint8).zero_()
+    return trusted(data, scales, format, plan.shape, scale_layout, scale, offsets)
+
+
+def _parts(
+    out: Any, x: torch.Tensor, plan: _Plan, scale_layout: str, offsets: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Data and scales of `out`, once it is what the operation would make; words are made for a misfit only."""
+    if (
+        type(out) is QTensor and out.shape == plan.shape and out.format == plan.spec.name
+        and out.scale_layout == scale_layout and out.offsets is None and offsets is None
+    ):  # fmt: skip
+        data, scales = out.data, out.scales
+        if (
+            isinstance(data, torch.Tensor) and data.get_device() == x.get_device()
+            and data.is_contiguous() and scales.is_contiguous()
+        ):  # fmt: skip
+            return data, scales
+    check_out(out, plan.spec.name, plan.shape, scale_layout, offsets, str(x.device))
+    return out.data, out.scales
 
 
 def _plan_quantize(
@@ -263,14 +287,9 @@ def dequantize(q: QTensor, dtype: str, out: torch.Tensor | None) -> torch.Tensor
     plan = _dequantize_plans.get(key)
     if plan is None:
         plan = _remember(_dequantize_plans, key, _plan_dequantize(q, INPUT_NAMES[dtype], groups, device))
-    codes, scales = q.data.contiguous(), q.scales.contiguous()
-    pointers = (
-        codes.data_ptr(),
-        scales.data_ptr(),
-        0 if scale is None else scale.contiguous().data_ptr(),
-        0 if offsets is None else offsets.contiguous().data_ptr(),
-        out.data_ptr(),
-    )
+    # Copies, where there are any, live until the launch.
+    parts = [None if part is None else part.contiguous() for part in (q.data, q.scales, scale, offsets)]
+    pointers = [*(0 if part is None else part.data_ptr() for part in parts), out.data_ptr()]
     aligned = not ((pointers[0] & 7) | (pointers[4] & 15))
     tail = plan.tail if aligned else arguments.without_vectors(plan.tail)
     plan.kernel.launch(plan.grid, (*pointers, *tail), _current_stream(device))

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.plan import probe_problems
 from warpsmith.catalog.spec import Catalog, Operation, Problem
 from warpsmith.errors import InvalidArgumentError
@@ -18,9 +20,10 @@ def load(ops: str | Problem | Iterable[str | Problem] | Mapping[str, Mapping[str
     ----------
     ops
         Operation names (``"quantize"``, or several), a mapping from name to the fields that are fixed
-        (``{"quantize": {"format": "nvfp4", "input": "bf16"}}``), or `Problem` values.
+        (``{"quantize": {"format": "nvfp4", "input": "bf16"}}``), or `Problem` values. The kernels of nvfp4's default
+        global scale come with ``quantize`` and ``global_scale``.
     device
-        A CUDA device: its number, ``"cuda:1"``, or a ``torch.device``.
+        A CUDA device: its number, ``"cuda:1"``, or a ``torch.device``; without a number, device 0.
 
     Returns
     -------
@@ -30,7 +33,7 @@ def load(ops: str | Problem | Iterable[str | Problem] | Mapping[str, Mapping[str
     Raises
     ------
     InvalidArgumentError
-        If an operation or field does not exist.
+        If an operation, field, value or combination of them does not exist, or `device` is no CUDA device.
     MissingKernelError
         If any kernel is missing: one error with every reason, and nothing is loaded.
 
@@ -38,7 +41,7 @@ def load(ops: str | Problem | Iterable[str | Problem] | Mapping[str, Mapping[str
     --------
     >>> import warpsmith as ws
     >>> ws.load({"quantize": {"format": "nvfp4"}}, device=0)  # doctest: +SKIP
-    6
+    10
     """
     shared = runtime()
     problems = list(_problems(shared.catalog, ops))
@@ -55,33 +58,62 @@ def device_number(device: object) -> int:
     """
     if isinstance(device, int) and not isinstance(device, bool) and device >= 0:
         return device
-    kind, _, number = str(device).partition(":")
-    if kind == "cuda" and (number.isdigit() or not number):
-        return int(number or 0)
+    found = re.fullmatch(r"cuda(?::([0-9]+))?", str(device))
+    if found:
+        return int(found[1] or 0)
     raise InvalidArgumentError(f"device {device!r} is not a CUDA device; expected a number, 'cuda' or 'cuda:1'")
 
 
 def _problems(
     catalog: Catalog, ops: str | Problem | Iterable[str | Problem] | Mapping[str, Mapping[str, str]]
 ) -> Iterator[Problem]:
-    if isinstance(ops, Mapping):
-        for name, fixed in ops.items():
-            yield from _matching(catalog.operation(name), fixed)
-        return
-    for item in [ops] if isinstance(ops, (str, Problem)) else ops:
+    if isinstance(ops, (str, Problem)):
+        ops = [ops]
+    if not isinstance(ops, Iterable):
+        raise InvalidArgumentError(
+            f"ops is a {type(ops).__name__}; expected operation names, problems, or a mapping from name to fixed fields"
+        )
+    fields = ops if isinstance(ops, Mapping) else {}
+    for item in ops:
         if isinstance(item, Problem):
             yield item
         else:
-            yield from _matching(catalog.operation(item), {})
+            yield from _reachable(catalog, catalog.operation(item), fields.get(item, {}))
+
+
+def _reachable(catalog: Catalog, operation: Operation, fixed: Mapping[str, str]) -> Iterator[Problem]:
+    """An operation's problems, and those of the operations that it calls: quantize for its default global scale."""
+    problems = list(_matching(operation, fixed))
+    yield from problems
+    scaled = operation.name == "quantize" and any(FORMATS[p.format].has_global_scale for p in problems)
+    if scaled:
+        yield from _matching(catalog.operation("global_scale"), {})
+    if scaled or operation.name == "global_scale":
+        inputs = {name: value for name, value in fixed.items() if name == "input"}
+        yield from _matching(catalog.operation("amax_partial"), inputs)
 
 
 def _matching(operation: Operation, fixed: Mapping[str, str]) -> Iterator[Problem]:
-    operation.problem(fixed)  # names what does not exist
-    unknown = sorted(set(fixed) - {name for name, _ in operation.fields})
-    if unknown:
-        fields = ", ".join(name for name, _ in operation.fields) or "none"
-        raise InvalidArgumentError(f"{operation.name}: {', '.join(unknown)} cannot be fixed; its fields are {fields}")
-    for format in operation.formats:
-        for problem in probe_problems(operation, format):
-            if all(dict(problem.fields).get(name) == value for name, value in fixed.items()):
-                yield problem
+    """The problems that stand for all of an operation's with some fields fixed."""
+    if not isinstance(fixed, Mapping):
+        raise InvalidArgumentError(
+            f"{operation.name}: the fixed fields are a {type(fixed).__name__}; expected a mapping from field to value"
+        )
+    allowed = dict(operation.fields)
+    for name, value in fixed.items():
+        if name not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise InvalidArgumentError(f"{operation.name}: {name!r} cannot be fixed; its fields are {known}")
+        if value not in allowed[name]:
+            known = ", ".join(allowed[name])
+            raise InvalidArgumentError(f"{operation.name}: {name}={value!r} is unknown; expected one of {known}")
+    found = [
+        problem
+        for format in operation.formats
+        for problem in probe_problems(operation, format)
+        if all(dict(problem.fields).get(name) == value for name, value in fixed.items())
+    ]
+    if not found:
+        given = " with ".join(f"{name}={value}" for name, value in fixed.items())
+        raise InvalidArgumentError(f"{operation.name}: {given} is not a valid combination")
+    yield from found

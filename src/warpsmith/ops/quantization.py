@@ -59,15 +59,18 @@ def quantize(
     scale_layout
         ``linear``; ``128x4`` (one-byte scales, as cuBLASLt and CUTLASS read them); ``m_major`` (fp8_block).
     global_scale
-        nvfp4 only: fp32, one element on x's device (or one a group, with `offsets`), or a number. By default
-        2688 / amax(x), computed on the device in one more pass; pass a calibrated one where speed counts.
+        nvfp4 only: fp32, one element on x's device (or one a group, with `offsets`), or a number (calls share its copy
+        on the device: do not write to the result's). By default 2688 / amax(x), computed on the device in one more
+        pass; pass a calibrated one where speed counts.
     rounding
         mxfp4 and mxfp8: ``ceil`` (no element saturates) or ``floor`` (OCP).
     offsets
         [G + 1] int32 or int64 row offsets of G groups, on x's device, starting at 0 and not decreasing. With ``128x4``
-        each group's scales get their own 128-row tiles. Rows beyond the last offset are not written.
+        each group's scales get their own 128-row tiles. Rows beyond the last offset are not written; without
+        `out`, their codes and linear scales are zero on the host and undefined on a GPU.
     out
-        A `QTensor` of the same format, shape and layout to write into.
+        A contiguous `QTensor` of the same format, shape, layout and number of groups on x's device to write into. Its
+        memory must not overlap that of x.
 
     Returns
     -------
@@ -83,7 +86,9 @@ def quantize(
     Notes
     -----
     A block with a NaN or infinity gets a NaN scale and zero codes: it dequantizes to NaN, and only it. A global scale
-    on the device that is not positive and finite gives NaN scales everywhere. Formulas: ``docs/numerics.md``.
+    on the device that is not positive and finite gives NaN scales everywhere. Offsets on the device are not checked:
+    wrong ones give wrong scales and codes, but touch nothing else. No gradient flows through. Formulas:
+    ``docs/numerics.md``.
 
     Examples
     --------

@@ -77,8 +77,9 @@ def _check_size(m: int, k: int, groups: int) -> None:
 def _row_shift(units: int, m: int, smallest: int, passes: int, tiled: bool) -> int:
     """Log2 of the threads that share a row.
 
-    More threads a row read and write longer runs. In the 128x4 layout the fewest make a tile a whole 512-byte scale
-    atom; otherwise it is the most that leave few threads without a column, or, with one pass, without a row.
+    More threads a row read and write longer runs: the most that leave few threads without a column, or, with one pass,
+    without a row. In the 128x4 layout, where the fewest make a tile a whole 512-byte scale atom, twice as many were
+    measured to be best, if they all have a column.
     """
     if passes == 1 and not tiled:
         wanted = max(_MAX_SHIFT - _ceil_log2(m), smallest)
@@ -88,6 +89,8 @@ def _row_shift(units: int, m: int, smallest: int, passes: int, tiled: bool) -> i
             tiles = -(-units >> shift)
             if (tiles << shift) - units <= units >> 5:
                 return shift
+    if tiled and passes == 4 and units % (2 << smallest) == 0:
+        return smallest + 1
     return smallest
 
 

@@ -119,6 +119,11 @@ class PreparedKernel:
         self._local = threading.local()
         survive_fork(self)
 
+    @property
+    def function(self) -> Any:
+        """The driver's handle of the kernel, for launches by other means."""
+        return self._function
+
     def launch(self, grid: Grid, args: tuple[Argument, ...], stream: int) -> None:
         """Put the kernel on a stream; nothing is allocated and nothing is waited for.
 

@@ -17,6 +17,15 @@ WS_DEVICE void store_vector(void* target, u32 a, u32 b, u32 c, u32 d) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
+// Stores that the L2 cache need not keep: results that the kernel does not read again.
+WS_DEVICE void store_streaming(u32* target, u32 value) {
+  asm volatile("st.global.cs.u32 [%0], %1;" ::"l"(target), "r"(value) : "memory");
+}
+
+WS_DEVICE void store_streaming(u64* target, u64 value) {
+  asm volatile("st.global.cs.u64 [%0], %1;" ::"l"(target), "l"(value) : "memory");
+}
+
 // Picks four bytes out of {b, a}; selector nibble i names result byte i (0-3 in a, 4-7 in b).
 WS_DEVICE u32 permute(u32 a, u32 b, u32 selector) {
   u32 result;

@@ -15,9 +15,9 @@ WS_DEVICE void store_codes(u8* target, i64 step, bool vector, const bool (&activ
     for (u32 i = 0; i < kPasses; ++i) {
       if (!active[i]) continue;
       if constexpr (kWords == 1) {
-        *reinterpret_cast<u32*>(target + i * step) = codes[i][0];
+        store_streaming(reinterpret_cast<u32*>(target + i * step), codes[i][0]);
       } else {
-        *reinterpret_cast<u64*>(target + i * step) = codes[i][0] | (static_cast<u64>(codes[i][1]) << 32);
+        store_streaming(reinterpret_cast<u64*>(target + i * step), codes[i][0] | (static_cast<u64>(codes[i][1]) << 32));
       }
     }
     return;

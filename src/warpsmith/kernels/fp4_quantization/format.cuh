@@ -40,7 +40,6 @@ struct Format {
   static constexpr u32 block = kFormat == WS_NVFP4 ? 16 : kFormat == WS_FP8_BLOCK ? 128 : 32;
   static constexpr u32 lanes = block / kElements;         // threads that share a block
   static constexpr u32 code_words = nibbles ? 1 : 2;      // of a thread's eight codes
-  static constexpr u32 code_shift = nibbles ? 1 : 0;      // bytes = elements >> code_shift
   static constexpr bool byte_scales = kFormat != WS_FP8_BLOCK;
 };
 

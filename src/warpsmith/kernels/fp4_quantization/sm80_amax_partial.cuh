@@ -69,8 +69,9 @@ WS_DEVICE u32 finite_amax(const Elements<WS_INPUT>& elements, u32 count) {
 }  // namespace ws
 
 extern "C" __global__ void __launch_bounds__(ws::kThreads, WS_INPUT == WS_FP32 ? 3 : 4)
-ws_amax_partial(const void* x, unsigned* partials, long long row_stride, long long batch_stride, long long k, unsigned m,
-                unsigned batches, unsigned row_tiles, unsigned col_tiles, unsigned row_shift, unsigned flags) {
+ws_amax_partial(const void* x, unsigned* partials, long long row_stride, long long batch_stride, long long k,
+                unsigned m, unsigned batches, unsigned row_tiles, unsigned col_tiles, unsigned row_shift,
+                unsigned flags) {
   using namespace ws;
   __shared__ u32 warp_amax[kWarps];
   constexpr u32 size = element_bytes(WS_INPUT);

@@ -17,6 +17,7 @@
 #include "common/convert.cuh"
 #include "common/record.cuh"
 #include "fp4_quantization/format.cuh"
+#include "fp4_quantization/scale_row.cuh"
 #include "fp4_quantization/tile.cuh"
 
 #if WS_FORMAT < WS_NVFP4 || WS_FORMAT > WS_FP8_BLOCK || WS_OUTPUT < WS_BF16 || WS_OUTPUT > WS_FP32
@@ -76,15 +77,11 @@ WS_DEVICE void load_codes(const u8* source, bool vector, u32 (&words)[Traits::co
 // Byte or fp32 bits of the scale of (row of the slab, block); the row exists.
 WS_DEVICE u32 load_scale(const Parameters& p, u32 batch, u32 slab, const SlabRows& rows, u32 row, u32 block) {
   const u8* base = p.scales + batch * p.scale_batch_bytes;
-  const u64 at = rows.first + row;
-  if constexpr (Traits::byte_scales) {
-    if (p.flags & kLayout128x4) return base[static_cast<u64>(slab) * p.scale_pitch * kSlab + offset_128x4(row, block)];
-    return base[at * p.scale_pitch + block];
-  } else {
-    const u32* values = reinterpret_cast<const u32*>(base);
-    if (p.flags & kLayoutMMajor) return values[static_cast<u64>(block) * p.scale_pitch + at];
-    return values[(p.flags & kSquareBlocks ? at / kSlab : at) * p.scale_pitch + block];
-  }
+  const ScaleRow at(row, slab, rows, p.scale_pitch, p.flags);
+  if constexpr (Traits::byte_scales) return base[at.first + at.byte_offset(block)];
+  const u32* values = reinterpret_cast<const u32*>(base);
+  if (p.flags & kSquareBlocks) return values[static_cast<u64>(slab) * p.scale_pitch + block];
+  return values[at.first + at.fp32_offset(block)];
 }
 
 WS_DEVICE void decode(const u32 (&words)[Traits::code_words], float (&values)[kElements]) {

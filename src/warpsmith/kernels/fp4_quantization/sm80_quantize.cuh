@@ -6,8 +6,8 @@
 //   WS_SILU    1: x has 2k columns, gate then up
 //   WS_PASSES  1: as many CTAs as possible, for few rows; 4: as many loads in flight as possible
 //
-// Grid: (column tiles, row tiles, batches), or fewer of each: a CTA then takes every so many. No shared memory, no order
-// between CTAs.
+// Grid: (column tiles, row tiles, batches), or fewer of each: a CTA then takes every so many. No shared memory, no
+// order between CTAs.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 800
 #error "ws_quantize needs an architecture of 8.0 or later"
 #endif
@@ -16,11 +16,12 @@
 #endif
 
 #include "common/record.cuh"
+#include "fp4_quantization/block_lanes.cuh"
 #include "fp4_quantization/code_store.cuh"
 #include "fp4_quantization/elements.cuh"
 #include "fp4_quantization/format.cuh"
 #include "fp4_quantization/scale.cuh"
-#include "fp4_quantization/scale_store.cuh"
+#include "fp4_quantization/scale_row.cuh"
 #include "fp4_quantization/tile.cuh"
 
 #if WS_FORMAT < WS_NVFP4 || WS_FORMAT > WS_FP8_BLOCK || WS_INPUT < WS_BF16 || WS_INPUT > WS_FP32
@@ -41,7 +42,8 @@ using Source = Elements<WS_INPUT>;
 using Values = Elements<WS_SILU ? WS_FP32 : WS_INPUT>;  // what is quantized
 
 // CTAs on an SM that the register budget must allow: the more a thread loads at once, the fewer are needed.
-constexpr u32 kResident = WS_PASSES == 1 ? 5 : (WS_SILU || WS_INPUT == WS_FP32) ? (WS_SILU && WS_INPUT == WS_FP32 ? 2 : 3) : 4;
+constexpr bool kWideInput = WS_INPUT == WS_FP32;
+constexpr u32 kResident = WS_PASSES == 1 ? 5 : WS_SILU && kWideInput ? 2 : WS_SILU || kWideInput ? 3 : 4;
 
 struct Parameters {
   const u8* x;
@@ -75,9 +77,10 @@ WS_DEVICE void encode_tile(const Values (&values)[WS_PASSES], const BlockScale (
   }
 }
 
-// The scales of a tile's blocks, from the amax that each thread has of its elements, and the codes.
-WS_DEVICE void quantize_values(const Values (&values)[WS_PASSES], const Scaling& scaling, const bool (&own_active)[Lanes::owned],
-                               BlockScale (&scales)[Lanes::owned], u32 (&codes)[WS_PASSES][Traits::code_words]) {
+// The scales of the blocks whose passes the thread owns, and the codes of all its passes.
+WS_DEVICE void quantize_values(const Values (&values)[WS_PASSES], const Scaling& scaling,
+                               const bool (&own_active)[Lanes::owned], BlockScale (&scales)[Lanes::owned],
+                               u32 (&codes)[WS_PASSES][Traits::code_words]) {
   u32 amax[WS_PASSES], own[Lanes::owned];
 #pragma unroll
   for (u32 i = 0; i < WS_PASSES; ++i) amax[i] = values[i].amax();

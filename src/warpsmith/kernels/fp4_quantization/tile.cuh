@@ -94,11 +94,6 @@ WS_DEVICE SlabRows locate_slab(u32 slab, u32 m, const void* offset_values, u32 g
   return {begin + static_cast<u32>(inside), low, max(low, high)};
 }
 
-// Where the scale of (row of the slab, block) lies in the 128x4 layout, in bytes from the slab's first atom.
-WS_DEVICE u64 offset_128x4(u32 row, u32 block) {
-  return static_cast<u64>(block / 4) * 512 + (row % 32) * 16 + (row / 32) * 4 + block % 4;
-}
-
 // The global scale that applies to a group; 1 where there is none.
 WS_DEVICE float load_global_scale(const float* global_scale, u32 group, u32 flags) {
   if (global_scale == nullptr) return 1.0f;

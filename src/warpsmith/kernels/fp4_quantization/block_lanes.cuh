@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sharing a block's work among its lanes, and storing scales.
+// Sharing a block's work among its lanes, and which of them stores its scale.
 //
 // With four passes a thread holds part of four blocks (one a pass) and shares each with `lanes` - 1 neighbours.
 // Instead of every lane reducing and scaling all four, the reduction scatters: lane l ends up with the whole amax of
@@ -87,44 +87,6 @@ WS_DEVICE u32 gather_quad(const BlockScale (&scales)[Share<kLanes, 4>::owned]) {
   // Blocks 0 and 1 finish the lane's first pass, 2 and 3 its second (or the only one once more).
   const bool upper = block >= 2;
   return permute(upper ? other_two : two, upper ? two : other_two, kLanes == 2 && upper ? 0x7632u : 0x5410u);
-}
-
-// The scales of one row. Their index is that of block 0 plus a stride for each block, or for four of them where one-byte
-// scales are tiled: the other three follow at once.
-//
-//   linear   row · blocks + block
-//   128x4    (row / 128 · pitch + block / 4 · 4) · 128 + row % 32 · 16 + row % 128 / 32 · 4 + block % 4
-//   m_major  block · pitch + row
-struct ScaleRow {
-  u64 first;
-  u32 stride;
-  bool exists;
-
-  // `row` counts from the slab's first; 128x4 pads rows, and its padding is written too.
-  WS_DEVICE ScaleRow(u32 row, u32 slab, const SlabRows& rows, u32 pitch, u32 flags) {
-    const u64 at = rows.first + row;
-    exists = rows.contains(row);
-    stride = 1;
-    first = at * pitch;
-    if (flags & kLayout128x4) {
-      exists = true;
-      stride = kSlab;
-      first = static_cast<u64>(slab) * pitch * kSlab + (row % 32 * 16 + row / 32 * 4);
-    }
-    if (flags & kLayoutMMajor) {
-      stride = pitch;
-      first = at;
-    }
-  }
-
-  // From the row's first scale, in scales.
-  WS_DEVICE u64 byte_offset(u32 block) const { return static_cast<u64>(block & ~3u) * stride + (block & 3u); }
-  WS_DEVICE u64 fp32_offset(u32 block) const { return static_cast<u64>(block) * stride; }
-};
-
-// m_major keeps a multiple of four rows; those that do not exist are zero.
-WS_DEVICE void clear_m_major_padding(u32* scales, u32 block, u32 m, u32 pitch) {
-  for (u32 row = m; row < pitch; ++row) scales[static_cast<u64>(block) * pitch + row] = 0u;
 }
 
 }  // namespace ws

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bulk copies from global to shared memory that complete on an mbarrier.
+#pragma once
+
+#include "common/types.cuh"
+
+namespace ws {
+
+// What cuTensorMapEncodeTiled writes. Kernels take it as a __grid_constant__ parameter.
+struct alignas(64) TensorMap {
+  u64 opaque[16];
+};
+
+WS_DEVICE void prefetch_tensor_map(const TensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// Copies the box at (x, y, z), x innermost; what lies outside the tensor arrives as zero and counts as bytes too.
+WS_DEVICE void load_tensor(u32 destination, const TensorMap& map, int x, int y, int z, u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cta.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
+      ::"r"(destination), "l"(&map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+      : "memory");
+}
+
+// Copies contiguous bytes; both addresses and the size are multiples of 16.
+WS_DEVICE void load_bulk(u32 destination, const void* source, u32 bytes, u32 barrier) {
+  asm volatile("cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   destination),
+               "l"(source), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+
+// Byte offset of a 16-byte chunk in a tile that was copied with the tensor map's swizzle as wide as its rows
+// (32, 64 or 128 bytes). The tile must be aligned to 1024 bytes. Eight consecutive rows of one chunk lie in
+// different banks.
+template <u32 kRowBytes>
+WS_DEVICE u32 swizzled_offset(u32 row, u32 chunk) {
+  static_assert(kRowBytes == 32 || kRowBytes == 64 || kRowBytes == 128, "no swizzle is that wide");
+  return row * kRowBytes + ((chunk ^ ((row * kRowBytes >> 7) & (kRowBytes / 16 - 1))) << 4);
+}
+
+}  // namespace ws
