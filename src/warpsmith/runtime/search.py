@@ -7,7 +7,7 @@ is used although a more specific cubin could be compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -77,33 +77,40 @@ class Located:
         return str(self.bundle.path) if self.bundle else "JIT"
 
 
-def find_places(
-    bundle_path: Sequence[Path], installed: Callable[[], Sequence[Bundle | BundleError]]
-) -> tuple[Place, Place]:
-    """Open all bundles there are; what cannot be opened is kept as a reason."""
-    pointed: list[Bundle] = []
+def pointed_place(bundle_path: Sequence[Path]) -> Place:
+    """The bundles that the settings point at; what cannot be opened is kept as a reason."""
+    bundles: list[Bundle] = []
     damaged: list[str] = []
     for path in bundle_path:
         try:
-            pointed += open_bundles(path)
+            bundles += open_bundles(path)
         except BundleError as error:
             damaged.append(_naming(path, error))
+    return Place(BUNDLE_PATH, tuple(bundles), tuple(damaged))
+
+
+def installed_place(installed: Callable[[], Sequence[Bundle | BundleError]]) -> Place:
+    """The installed bundles; what cannot be opened is kept as a reason."""
     found = installed()
-    return (
-        Place(BUNDLE_PATH, tuple(pointed), tuple(damaged)),
-        Place(
-            INSTALLED,
-            tuple(b for b in found if not isinstance(b, BundleError)),
-            tuple(str(b) for b in found if isinstance(b, BundleError)),
-        ),
+    return Place(
+        INSTALLED,
+        tuple(b for b in found if not isinstance(b, BundleError)),
+        tuple(str(b) for b in found if isinstance(b, BundleError)),
     )
+
+
+def find_places(
+    bundle_path: Sequence[Path], installed: Callable[[], Sequence[Bundle | BundleError]]
+) -> tuple[Place, Place]:
+    """Open all bundles there are, in order of preference."""
+    return pointed_place(bundle_path), installed_place(installed)
 
 
 def _naming(path: Path, error: BundleError) -> str:
     return str(error) if str(path) in str(error) else f"{path}: {error}"
 
 
-def locate(catalog: Catalog, problem: Problem, facts: DeviceFacts, places: Sequence[Place], jit: Jit) -> Located:
+def locate(catalog: Catalog, problem: Problem, facts: DeviceFacts, places: Iterable[Place], jit: Jit) -> Located:
     """Decide which cubin computes a problem on a device, and where it comes from.
 
     The decision carries the rejections of every place that was searched before the one that had it.
