@@ -246,6 +246,7 @@ def _plan_quantize(
             k=k,
             rounding=rounding,
             groups=groups,
+            flat=not silu,
             **strides,
         )
     return _Plan(kernel, launch.grid, launch.tail, *result)
