@@ -172,8 +172,7 @@ def quantize(
         no_scale(format)
     if out is None:
         data = torch.empty(plan.data_shape, dtype=plan.data_dtype, device=x.device)
-        make = torch.empty if plan.kernel is not None else torch.zeros  # without rows, grouped scales are all padding
-        scales = make(plan.scale_shape, dtype=plan.scale_dtype, device=x.device)
+        scales = torch.empty(plan.scale_shape, dtype=plan.scale_dtype, device=x.device)
     else:
         data, scales = _parts(out, x, plan, scale_layout, offsets, groups.number)
     kernel = plan.kernel
