@@ -35,6 +35,7 @@ _FIXES = {
     "selection-unknown": f"{_REBUILD}, or use the warpsmith that it was built with",
     "shared-memory": "use smaller tiles or fewer stages in the catalog, and build again",
     "source-mismatch": f"{_REBUILD}: the kernel's source has changed since",
+    "wheel-metadata": "do not install the wheel; build or download it again",
     "target-unserved": "build a bundle for it: warpsmith build --arch",
 }
 
@@ -121,6 +122,8 @@ class _Audited:
         except BundleError as error:
             yield unreadable(path, error)
             return
+        for fault in self.bundle.faults():
+            yield _finding("wheel-metadata", str(path), f"{path}: {fault}")
         for name in sorted(set(names) - listed):
             yield _finding("file-stray", f"{path}/{name}", f"{path} holds {name}, which its manifest does not list")
 

@@ -22,6 +22,7 @@ ASIDE, UNFINISHED = ".old-", ".new-"
 class _Files(Protocol):
     def names(self) -> tuple[str, ...]: ...
     def read(self, name: str, limit: int) -> bytes: ...
+    def faults(self, manifest: Manifest) -> list[str]: ...
 
 
 class Bundle:
@@ -57,6 +58,10 @@ class Bundle:
             If the folder cannot be listed.
         """
         return self._files.names()
+
+    def faults(self) -> list[str]:
+        """What is wrong with the metadata of a bundle's wheel; a directory has none."""
+        return self._files.faults(self.manifest)
 
     def cubin(self, entry: CubinEntry) -> bytes:
         """The bytes of a cubin, always those that its digest names.
@@ -156,6 +161,9 @@ class _FolderFiles:
             links = [f for f in folders if Path(folder, f).is_symlink()]
             found += [Path(folder, name).relative_to(self._root).as_posix() for name in (*files, *links)]
         return tuple(sorted(found))
+
+    def faults(self, _: Manifest) -> list[str]:
+        return []
 
     def read(self, name: str, limit: int) -> bytes:
         real = Path(os.path.realpath(self._root / name))

@@ -22,7 +22,7 @@ from pathlib import Path
 from warpsmith.bundle.files import is_stale, sync_folder, temporary_name, write_file
 from warpsmith.bundle.manifest import MANIFEST, Manifest, parse_manifest
 from warpsmith.bundle.reader import ASIDE, UNFINISHED, beside, cubin_file
-from warpsmith.bundle.wheel import ENTRY_POINTS, package_name
+from warpsmith.bundle.wheel import distribution_name, entry_points, package_name, wheel_version
 from warpsmith.errors import BundleError
 
 _OWN_FILE = re.compile(r"manifest\.json|cubins/[0-9a-f]{64}\.cubin")
@@ -86,7 +86,7 @@ def write_wheel(dist: Path, manifest: Manifest, cubins: Mapping[str, bytes]) -> 
     Returns
     -------
     Path
-        The wheel, ``warpsmith_bundle_<target>-<version>-py3-none-any.whl``.
+        The wheel, ``warpsmith_bundle_<target>-<version>-py3-none-any.whl``; the version is `wheel_version`'s.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def write_wheel(dist: Path, manifest: Manifest, cubins: Mapping[str, bytes]) -> 
     package = package_name(manifest.target)
     files = [(f"{package}/{name}", data) for name, data in _files(manifest, cubins)]
     files += _metadata(manifest, package, files)
-    wheel = dist / f"{package}-{manifest.package_version}-py3-none-any.whl"
+    wheel = dist / f"{package}-{wheel_version(manifest)}-py3-none-any.whl"
     fresh = _beside(wheel, UNFINISHED)
     with _writing(wheel):
         dist.mkdir(parents=True, exist_ok=True)
@@ -134,14 +134,14 @@ def _files(manifest: Manifest, cubins: Mapping[str, bytes]) -> list[tuple[str, b
 
 def _metadata(manifest: Manifest, package: str, files: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     """The wheel's dist-info; RECORD, which lists all the rest with its digests, comes last."""
-    folder = f"{package}-{manifest.package_version}.dist-info"
-    name = package.replace("_", "-")
+    version = wheel_version(manifest)
+    folder = f"{package}-{version}.dist-info"
     texts = {
-        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {manifest.package_version}\n"
+        "METADATA": f"Metadata-Version: 2.1\nName: {distribution_name(manifest.target)}\nVersion: {version}\n"
         f"Summary: Warpsmith kernels, built for {manifest.target}\nLicense: Apache-2.0\n",
         "WHEEL": f"Wheel-Version: 1.0\nGenerator: warpsmith {manifest.package_version}\n"
         "Root-Is-Purelib: true\nTag: py3-none-any\n",
-        "entry_points.txt": f"[{ENTRY_POINTS}]\n{manifest.target} = {package}\n",
+        "entry_points.txt": entry_points(manifest.target),
     }
     made = [(f"{folder}/{file}", text.encode()) for file, text in sorted(texts.items())]
     record = f"{folder}/RECORD"

@@ -10,13 +10,21 @@ import typer
 
 from warpsmith.catalog import CATALOG
 from warpsmith.cli.inspect import describe
-from warpsmith.cli.options import ArchOption, FormatsOption, JsonOption, ModulesOption, selection, targets
+from warpsmith.cli.options import (
+    ArchOption,
+    FormatsOption,
+    JsonOption,
+    ModelsOption,
+    ModulesOption,
+    selection,
+    targets,
+)
 from warpsmith.cli.plan import order
 from warpsmith.cli.report import command, progress, say
 from warpsmith.settings import Settings
 
 _OUT = typer.Option("--out", help="Where the bundles go: DIR/<target>/, or wheels.", show_default=False)
-_WHEEL = typer.Option("--wheel", help="Write installable wheels in place of directories.")
+_WHEEL = typer.Option("--wheel", help="Write installable wheels in place of directories, and an index of them.")
 _JOBS = typer.Option("--jobs", min=1, help="Compile workers at most.", show_default="what cores and memory bear")
 
 
@@ -25,6 +33,7 @@ def build(
     arch: ArchOption = "",
     modules: ModulesOption = "",
     formats: FormatsOption = "",
+    models: ModelsOption = None,
     wheel: Annotated[bool, _WHEEL] = False,
     jobs: Annotated[int | None, _JOBS] = None,
     json: JsonOption = False,
@@ -32,7 +41,7 @@ def build(
     """Compile the plan, check every cubin, write one bundle for each target, and audit what was written."""
     with command(json) as report:
         settings = Settings.from_environment()
-        wanted, chosen = targets(arch, settings), selection(modules, formats)
+        wanted, chosen = targets(arch, settings), selection(CATALOG, modules, formats, models)
         planned, report.findings = order(CATALOG, wanted, chosen)
         if report.findings:
             say("error: nothing was built: the catalog does not keep its promises")

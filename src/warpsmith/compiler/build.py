@@ -12,6 +12,7 @@ from pathlib import Path
 from warpsmith._version import __version__
 from warpsmith.arch import CAPABILITIES, Target
 from warpsmith.bundle.audit import audit
+from warpsmith.bundle.index import write_index
 from warpsmith.bundle.manifest import CubinEntry, Manifest
 from warpsmith.bundle.reader import open_bundle
 from warpsmith.bundle.writer import write_bundle, write_wheel
@@ -70,7 +71,7 @@ def build(
     out
         The directory that gets ``<target>/``, or the wheels. An older bundle of the same target is replaced whole.
     selection
-        Modules and formats to build; by default all.
+        Modules, formats and models' shapes to build for; by default all.
     jobs
         Worker processes at most; by default what cores and memory bear.
     store
@@ -78,7 +79,7 @@ def build(
     executor
         Runs the jobs in place of local workers, on a cluster for example.
     wheel
-        Write installable wheels in place of directories.
+        Write installable wheels in place of directories, and an index of all wheels there.
     progress
         Called with (cubins done, cubins in all, the last one).
 
@@ -100,7 +101,7 @@ def build(
     Two builds of the same sources with the same toolchain write the same bytes.
     """
     start = time.monotonic()
-    chosen = _sorted(selection or Selection())
+    chosen = (selection or Selection()).canonical()
     wanted = _planned(catalog, targets, chosen)
     _make_folder(out)
     toolchain = find_toolchain()
@@ -118,6 +119,8 @@ def build(
     for target in wanted.targets:
         manifest = _manifest(target, wanted, outcome, toolchain, chosen, digest)
         written.append(_write(out, manifest, outcome, wheel))
+    if wheel:
+        write_index(out)
     findings = audit([open_bundle(path) for path in written], None, catalog)
     elapsed = time.monotonic() - start
     return BuildReport(tuple(written), outcome.compiled, outcome.cached, elapsed, tuple(findings))
@@ -139,11 +142,6 @@ def compile_one(
     """
     outcome = compile_cubins(catalog, [cubin], toolchain=toolchain or find_toolchain(), cache=Cache(store), jobs=1)
     return outcome.cubins[cubin]
-
-
-def _sorted(selection: Selection) -> Selection:
-    """The same selection always written the same way."""
-    return Selection(tuple(sorted(set(selection.modules))), tuple(sorted(set(selection.formats))))
 
 
 def _planned(catalog: Catalog, targets: Sequence[Target], selection: Selection) -> Plan:

@@ -113,7 +113,7 @@ def locate(catalog: Catalog, problem: Problem, facts: DeviceFacts, places: Seque
         if not place.bundles:
             continue
         used: dict[CubinId, tuple[Bundle, CubinEntry]] = {}
-        decision = resolve(catalog, problem, facts, _in_bundles(catalog, facts, place, used))
+        decision = resolve(catalog, problem, facts, _in_bundles(catalog, problem, facts, place, used))
         rejections.update(dict.fromkeys(decision.rejections))
         if decision.choice is not None:
             bundle, entry = used[decision.choice]
@@ -124,7 +124,11 @@ def locate(catalog: Catalog, problem: Problem, facts: DeviceFacts, places: Seque
 
 
 def _in_bundles(
-    catalog: Catalog, facts: DeviceFacts, place: Place, used: dict[CubinId, tuple[Bundle, CubinEntry]]
+    catalog: Catalog,
+    problem: Problem,
+    facts: DeviceFacts,
+    place: Place,
+    used: dict[CubinId, tuple[Bundle, CubinEntry]],
 ) -> Availability:
     """Availability in one place; notes in `used` where a cubin was found."""
 
@@ -134,7 +138,7 @@ def _in_bundles(
             if bundle.manifest.target != cubin.target:
                 continue
             entry = bundle.entry(cubin)
-            reason = _why_not(catalog, facts, bundle, entry, cubin)
+            reason = _why_not(catalog, problem, facts, bundle, entry, cubin)
             if entry is not None and not reason:
                 used[cubin] = bundle, entry
                 return None
@@ -144,11 +148,14 @@ def _in_bundles(
     return availability
 
 
-def _why_not(catalog: Catalog, facts: DeviceFacts, bundle: Bundle, entry: CubinEntry | None, cubin: CubinId) -> str:
+def _why_not(
+    catalog: Catalog, problem: Problem, facts: DeviceFacts, bundle: Bundle, entry: CubinEntry | None, cubin: CubinId
+) -> str:
     """Why a bundle of the right target does not serve, or an empty text."""
     manifest = bundle.manifest
     if entry is None:
-        return f"{bundle.path} does not have it"
+        lacks = manifest.selection.lacks(catalog, cubin.kernel, problem)
+        return f"{bundle.path} was built {lacks}" if lacks else f"{bundle.path} does not have it"
     wanted = source_digest(catalog, cubin.kernel, cubin.variant)
     if entry.source_digest != wanted:
         return (
