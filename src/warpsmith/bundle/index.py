@@ -68,6 +68,7 @@ def _wheel(bundle: Bundle) -> dict[str, Any]:
         "serves": [str(capability) for capability in manifest.target.serves],
         "min_driver": manifest.min_driver,
         "toolchain": manifest.toolchain,
+        "signed_by": bundle.signer(),
         "selection": manifest.selection.document(),
         "modules": [
             {"name": name, "kernels": [{"name": kernel, "cubins": cubins} for kernel, cubins in kernels.items()]}

@@ -25,7 +25,7 @@ from warpsmith.errors import BundleError
 ENTRY_POINTS = "warpsmith.bundles"
 """The entry-point group by which installed bundles are found."""
 
-_DATA = re.compile(r"(warpsmith_bundle_[a-z0-9_]+)/(manifest\.json|cubins/[0-9a-f]{64}\.cubin)")
+_DATA = re.compile(r"(warpsmith_bundle_[a-z0-9_]+)/(manifest\.json|manifest\.sig|cubins/[0-9a-f]{64}\.cubin)")
 _META = re.compile(r"(warpsmith_bundle_[a-z0-9_]+)-[^/\\]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt)")
 _METADATA_FILES = ("METADATA", "RECORD", "WHEEL", "entry_points.txt")
 _HEADERS = {"Metadata-Version", "Name", "Version", "Summary", "License"}

@@ -231,9 +231,11 @@ def bundles(settings: Settings) -> Result:
     """Bundles on the bundle path and installed ones, each read whole; `facts` is the places that dispatch searches."""
     from warpsmith.bundle.audit import audit
     from warpsmith.bundle.find import installed_bundles
+    from warpsmith.bundle.signature import read_public_key
     from warpsmith.runtime.search import find_places
 
-    places = find_places(settings.bundle_path, installed_bundles)
+    required = settings.require_signature
+    places = find_places(settings.bundle_path, installed_bundles, read_public_key(required) if required else None)
     result = Result(places)
     for place in places:
         for reason in place.damaged:

@@ -15,6 +15,7 @@ from warpsmith.bundle.audit import audit
 from warpsmith.bundle.index import write_index
 from warpsmith.bundle.manifest import CubinEntry, Manifest
 from warpsmith.bundle.reader import open_bundle
+from warpsmith.bundle.signature import SigningKey
 from warpsmith.bundle.writer import write_bundle, write_wheel
 from warpsmith.catalog.plan import Plan, Selection, broken_promises, check, plan
 from warpsmith.catalog.spec import Catalog, CubinId, Finding
@@ -58,6 +59,7 @@ def build(
     store: ByteStore | None = None,
     executor: Executor | None = None,
     wheel: bool = False,
+    signing: SigningKey | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Compile the plan of a catalog and write one bundle a target.
@@ -80,6 +82,8 @@ def build(
         Runs the jobs in place of local workers, on a cluster for example.
     wheel
         Write installable wheels in place of directories, and an index of all wheels there.
+    signing
+        The key that signs each bundle; by default none does.
     progress
         Called with (cubins done, cubins in all, the last one).
 
@@ -118,10 +122,10 @@ def build(
     written = []
     for target in wanted.targets:
         manifest = _manifest(target, wanted, outcome, toolchain, chosen, digest)
-        written.append(_write(out, manifest, outcome, wheel))
+        written.append(_write(out, manifest, outcome, wheel, signing))
     if wheel:
         write_index(out)
-    findings = audit([open_bundle(path) for path in written], None, catalog)
+    findings = audit([open_bundle(path) for path in written], None, catalog, signing.public if signing else None)
     elapsed = time.monotonic() - start
     return BuildReport(tuple(written), outcome.compiled, outcome.cached, elapsed, tuple(findings))
 
@@ -177,10 +181,12 @@ def _manifest(
     )
 
 
-def _write(out: Path, manifest: Manifest, outcome: Outcome, wheel: bool) -> Path:
+def _write(out: Path, manifest: Manifest, outcome: Outcome, wheel: bool, signing: SigningKey | None) -> Path:
     cubins = {entry.sha256: data for entry, data in outcome.cubins.values()}
     own = {entry.sha256: cubins[entry.sha256] for entry in manifest.cubins}
-    return write_wheel(out, manifest, own) if wheel else write_bundle(out / str(manifest.target), manifest, own)
+    if wheel:
+        return write_wheel(out, manifest, own, signing)
+    return write_bundle(out / str(manifest.target), manifest, own, signing)
 
 
 def _make_folder(out: Path) -> None:

@@ -16,6 +16,7 @@ from warpsmith._version import __version__
 from warpsmith.arch import CUDA13_DRIVER
 from warpsmith.bundle.manifest import CubinEntry
 from warpsmith.bundle.reader import Bundle, open_bundles
+from warpsmith.bundle.signature import PublicKey
 from warpsmith.catalog.resolve import Availability, Decision, DeviceFacts, Rejection, resolve
 from warpsmith.catalog.source import source_digest
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
@@ -78,9 +79,11 @@ class Located:
 
 
 def find_places(
-    bundle_path: Sequence[Path], installed: Callable[[], Sequence[Bundle | BundleError]]
+    bundle_path: Sequence[Path],
+    installed: Callable[[], Sequence[Bundle | BundleError]],
+    key: PublicKey | None = None,
 ) -> tuple[Place, Place]:
-    """Open all bundles there are; what cannot be opened is kept as a reason."""
+    """Open all bundles there are; what cannot be opened, or is not signed by `key`, is kept as a reason."""
     pointed: list[Bundle] = []
     damaged: list[str] = []
     for path in bundle_path:
@@ -89,14 +92,27 @@ def find_places(
         except BundleError as error:
             damaged.append(_naming(path, error))
     found = installed()
+    refused = [str(b) for b in found if isinstance(b, BundleError)]
+    trusted = _signed(pointed, key, damaged)
     return (
-        Place(BUNDLE_PATH, tuple(pointed), tuple(damaged)),
-        Place(
-            INSTALLED,
-            tuple(b for b in found if not isinstance(b, BundleError)),
-            tuple(str(b) for b in found if isinstance(b, BundleError)),
-        ),
+        Place(BUNDLE_PATH, trusted, tuple(damaged)),
+        Place(INSTALLED, _signed([b for b in found if isinstance(b, Bundle)], key, refused), tuple(refused)),
     )
+
+
+def _signed(bundles: Sequence[Bundle], key: PublicKey | None, refused: list[str]) -> tuple[Bundle, ...]:
+    """The bundles that `key` signed, all if there is none; appends to `refused` why the others are not used."""
+    if key is None:
+        return tuple(bundles)
+    trusted = []
+    for bundle in bundles:
+        try:
+            bundle.check_signature(key)
+        except BundleError as error:
+            refused.append(str(error))
+        else:
+            trusted.append(bundle)
+    return tuple(trusted)
 
 
 def _naming(path: Path, error: BundleError) -> str:
