@@ -21,7 +21,7 @@ from warpsmith.catalog.spec import Catalog, CubinId, Finding, Kernel, Param
 from warpsmith.errors import BundleError, CatalogError, DigestError, ElfError, InvalidArgumentError
 
 _REBUILD = "build the bundle again with this warpsmith"
-_FIXES = {
+FIXES = {
     "bundle-unreadable": "install or build the bundle again; a newer schema needs a newer warpsmith",
     "cubin-missing": "install or build the bundle again: its files are not complete",
     "digest-mismatch": "install or build the bundle again: the file was damaged or exchanged",
@@ -40,6 +40,7 @@ _FIXES = {
     "wheel-metadata": "do not install the wheel; build or download it again",
     "target-unserved": "build a bundle for it: warpsmith build --arch",
 }
+"""Code of a finding → what to do."""
 
 
 def audit(
@@ -257,4 +258,4 @@ def _promises(audited: Sequence[_Audited], capability: Capability, catalog: Cata
 
 
 def _finding(code: str, subject: str, message: str) -> Finding:
-    return Finding(code, subject, message, _FIXES[code])
+    return Finding(code, subject, message, FIXES[code])
