@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -120,6 +120,19 @@ class Store:
             if is_stale(path):
                 with suppress(OSError):
                     path.unlink()
+
+
+def examine(root: Path) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) of each damaged entry of a store; nothing is removed."""
+    for path in sorted(root.glob("*.entry")):
+        try:
+            reason = _damage(path.stem, read_file(path, MAX_ENTRY_BYTES + _HEADER.size))
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror})"
+        except (BundleError, ValueError) as error:
+            reason = str(error)
+        if reason:
+            yield path.stem, reason
 
 
 def _digest(key: str, data: bytes) -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from warpsmith import tuning
 from warpsmith.bundle.find import installed_bundles
 from warpsmith.bundle.reader import Bundle
+from warpsmith.bundle.signature import read_public_key
 from warpsmith.catalog.resolve import Decision, DeviceFacts
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
 from warpsmith.errors import BundleError, InvalidArgumentError, MissingKernelError, UnsupportedError
@@ -47,7 +48,9 @@ class Runtime:
     Raises
     ------
     InvalidArgumentError
-        If the settings ask for a signature, or name a tuning table that does not fit the catalog.
+        If the settings name a key that is none, or a tuning table that does not fit the catalog.
+    SignatureError
+        If the settings require a signature, and the package that checks it is not installed.
     """
 
     def __init__(
@@ -59,11 +62,8 @@ class Runtime:
         installed: Callable[[], Sequence[Bundle | BundleError]] = installed_bundles,
         jit: Jit | None = None,
     ) -> None:
-        if settings.require_signature is not None:
-            raise InvalidArgumentError(
-                f"WARPSMITH_REQUIRE_SIGNATURE={settings.require_signature} asks for signed bundles, and this version "
-                "cannot check signatures; unset it to use bundles unchecked"
-            )
+        required = settings.require_signature
+        self._key = read_public_key(required) if required else None
         self.catalog = _tuned(catalog, settings)
         self.driver = driver or default_driver()
         self._settings = settings
@@ -93,8 +93,8 @@ class Runtime:
         A bundle that cannot be used is warned of when its place is looked up, since something else may serve instead.
         """
         lookups: tuple[Callable[[], Place], ...] = (
-            lambda: pointed_place(self._settings.bundle_path),
-            lambda: installed_place(self._installed),
+            lambda: pointed_place(self._settings.bundle_path, self._key),
+            lambda: installed_place(self._installed, self._key),
         )
         for number, look in enumerate(lookups):
             if len(self._places) <= number:
