@@ -28,7 +28,10 @@ from warpsmith.compiler.unit import CompileJob
 from warpsmith.errors import CompileError, InvalidArgumentError, ToolchainError, WorkerError
 
 pytest.importorskip("distributed")
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills processes by signal")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="kills processes by signal"),
+]
 MANY = toys.many(12)
 FAST = {"connect": 15.0, "patience": 4.0}
 
