@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from warpsmith.catalog import CATALOG
+from warpsmith.cli.elsewhere import CacheOption, ReleaseOption, SchedulerOption, store_and_executor
 from warpsmith.cli.inspect import describe
 from warpsmith.cli.options import (
     ArchOption,
@@ -41,6 +42,9 @@ def build(
     wheel: Annotated[bool, _WHEEL] = False,
     jobs: Annotated[int | None, _JOBS] = None,
     sign: Annotated[Path | None, _SIGN] = None,
+    cache: CacheOption = "",
+    release: ReleaseOption = False,
+    scheduler: SchedulerOption = "",
     json: JsonOption = False,
 ) -> None:
     """Compile the plan, check every cubin, write one bundle for each target, and audit what was written."""
@@ -53,11 +57,11 @@ def build(
             say("error: nothing was built: the catalog does not keep its promises")
             return
         from warpsmith.bundle.reader import open_bundle
-        from warpsmith.bundle.store import Store
         from warpsmith.compiler.build import build as run
 
-        store = Store(settings.cache_dir, lambda key, reason: say(f"warning: compile cache entry {key} {reason}"))
-        with progress(f"{len(planned.cubins)} cubins for {', '.join(map(str, planned.targets))}") as advance:
+        label = f"{len(planned.cubins)} cubins for {', '.join(map(str, planned.targets))}"
+        elsewhere = store_and_executor(settings, cache, release, scheduler, jobs)
+        with elsewhere as (store, executor), progress(label) as advance:
             made = run(
                 CATALOG,
                 wanted,
@@ -65,6 +69,7 @@ def build(
                 selection=chosen,
                 jobs=jobs,
                 store=store,
+                executor=executor,
                 wheel=wheel,
                 signing=signing,
                 progress=advance,
