@@ -127,7 +127,7 @@ def examine(root: Path) -> Iterator[tuple[str, str]]:
     """(key, what is wrong) of each damaged entry of a store; nothing is removed."""
     for path in sorted(root.glob("*.entry")):
         try:
-            reason = _damage(path.stem, read_file(path, MAX_ENTRY_BYTES + _HEADER.size))
+            reason = damage(path.stem, read_file(path, MAX_ENTRY_BYTES + _HEADER.size))
         except OSError as error:
             reason = f"cannot be read ({error.strerror})"
         except (BundleError, ValueError) as error:
