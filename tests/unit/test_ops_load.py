@@ -209,7 +209,7 @@ def test_nvrtc_is_version_12(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda document: {**document, "schema": 2}, "upgrade warpsmith"),
+        (lambda document: {**document, "schema": 99}, "upgrade warpsmith"),
         (lambda document: {**document, "cubins": 3}, "cubins"),
     ],
     ids=["newer schema", "damaged"],
