@@ -8,7 +8,18 @@ from dataclasses import dataclass
 
 from warpsmith.arch import CAPABILITIES, Capability, Target
 from warpsmith.catalog.resolve import Availability, DeviceFacts, available_everywhere, resolve
-from warpsmith.catalog.spec import Catalog, CubinId, Finding, Kernel, Operation, Problem, Promise, Variant
+from warpsmith.catalog.spec import (
+    NO_FORMAT,
+    Catalog,
+    CubinId,
+    Finding,
+    Kernel,
+    Operation,
+    Problem,
+    Promise,
+    Variant,
+    operands,
+)
 from warpsmith.errors import InvalidArgumentError
 from warpsmith.tuning import Rule
 
@@ -23,9 +34,13 @@ class Selection:
     modules: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
 
+    def wants_format(self, format: str) -> bool:
+        """Whether a format was asked for, or is a pair of which one operand's was."""
+        return not self.formats or format == NO_FORMAT or not {format, *operands(format)}.isdisjoint(self.formats)
+
     def wants(self, catalog: Catalog, promise: Promise) -> bool:
         """Whether a promise belongs to what was asked for."""
-        if self.formats and promise.format not in self.formats and promise.format != "-":
+        if not self.wants_format(promise.format):
             return False
         return not self.modules or promise.kernel is None or catalog.kernel(promise.kernel).module in self.modules
 
@@ -68,7 +83,8 @@ def plan(catalog: Catalog, targets: Sequence[Target], selection: Selection | Non
 
 
 def _check_selection(catalog: Catalog, selection: Selection) -> None:
-    formats = sorted({f for o in catalog.operations for f in o.formats if f != "-"})
+    listed = {f for o in catalog.operations for f in o.formats if f != NO_FORMAT}
+    formats = sorted(listed | {part for f in listed for part in operands(f)})
     for given, known, what in (
         (selection.modules, list(catalog.modules), "module"),
         (selection.formats, formats, "format"),
@@ -84,15 +100,11 @@ def _reachable(catalog: Catalog, target: Target, selection: Selection) -> Iterat
             continue
         for variant in kernel.variants:
             if any(
-                _wanted(selection, w) and _reaches(catalog, kernel, variant, w, capability)
+                selection.wants_format(w.format) and _reaches(catalog, kernel, variant, w, capability)
                 for w in variant.witnesses
                 for capability in target.serves
             ):
                 yield CubinId(kernel.name, variant.name, target)
-
-
-def _wanted(selection: Selection, problem: Problem) -> bool:
-    return not selection.formats or problem.format in (*selection.formats, "-")
 
 
 def _reaches(catalog: Catalog, kernel: Kernel, variant: Variant, witness: Problem, on: Capability) -> bool:
@@ -103,7 +115,7 @@ def _reaches(catalog: Catalog, kernel: Kernel, variant: Variant, witness: Proble
 def probe_problems(operation: Operation, format: str) -> Iterator[Problem]:
     """Problems that stand for all of an operation's: every field combination of a format, at small and large sizes."""
     for fields in operation.combinations():
-        if fields.get("format", "-") != format:
+        if fields.get("format", NO_FORMAT) != format:
             continue
         for size in _PROBE_SIZES:
             dims = {
@@ -111,6 +123,13 @@ def probe_problems(operation: Operation, format: str) -> Iterator[Problem]:
                 for name, _ in operation.dims
             }
             yield Problem.of(operation.name, fields, dims)
+
+
+def witnesses(catalog: Catalog, operation: Operation, format: str) -> Iterator[Problem]:
+    """The witnesses of an operation's variants with a format; they reach the tiles that the probes' sizes miss."""
+    for kernel in catalog.kernels:
+        if kernel.operation == operation.name:
+            yield from (w for variant in kernel.variants for w in variant.witnesses if w.format == format)
 
 
 def broken_promises(
@@ -157,7 +176,7 @@ def _unpromised(operation: str, format: str, capability: Capability) -> Finding:
 
 
 def _why_broken(catalog: Catalog, promise: Promise, operation: Operation, availability: Availability) -> str:
-    for problem in probe_problems(operation, promise.format):
+    for problem in (*probe_problems(operation, promise.format), *witnesses(catalog, operation, promise.format)):
         for sm_count in _SM_COUNTS:
             decision = resolve(catalog, problem, DeviceFacts(promise.capability, sm_count), availability)
             if decision.choice is None:

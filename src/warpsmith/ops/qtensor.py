@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from warpsmith.catalog.formats import Format, get_format
@@ -46,7 +47,8 @@ class QTensor:
     scale_layout
         ``linear``, ``128x4`` or ``m_major``.
     global_scale
-        nvfp4 only: fp32, one element (or one a group); a value is q · scale / global_scale. None stands for 1.
+        nvfp4 only: fp32, one element (or one a group, or one a batch entry, as experts have them); a value is
+        q · scale / global_scale. None stands for 1.
     offsets
         For grouped tensors: [G + 1] row offsets of the groups, int32 or int64.
 
@@ -145,9 +147,11 @@ def _validate(
         if not spec.has_global_scale:
             raise FormatError(f"QTensor: {spec.name} has no global scale, but one was given")
         _expect("global_scale", global_scale, ("float32",), None)
-        count = _count(global_scale)
-        if count not in {1, max(groups, 1)}:
-            raise FormatError(f"QTensor: global_scale has {count} elements; expected 1{f' or {groups}' * bool(groups)}")
+        count, several = _count(global_scale), groups or math.prod(batch)
+        if count not in {1, several}:
+            raise FormatError(
+                f"QTensor: global_scale has {count} elements; expected 1{f' or {several}' * (several > 1)}"
+            )
     where = {device_of(a) for a in (data, scales, global_scale, offsets) if a is not None}
     if len(where) > 1:
         raise FormatError(f"QTensor: its parts live on {', '.join(sorted(where))}; expected one device")
