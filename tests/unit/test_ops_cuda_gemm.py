@@ -7,12 +7,15 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import gemm_emulator
 import numpy as np
 import pytest
 
 import warpsmith as ws
 from warpsmith.arch import Capability
 from warpsmith.catalog import CATALOG
+from warpsmith.catalog.formats import FORMATS
+from warpsmith.catalog.gemm import PAIRS, k_multiple
 from warpsmith.catalog.resolve import DeviceFacts, resolve
 from warpsmith.catalog.spec import Problem
 from warpsmith.errors import InvalidArgumentError
@@ -29,6 +32,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self.computes = False
         self.launches: list[tuple[str, tuple[int, ...], dict[str, Any]]] = []
 
     def prepare(self, problem: Problem, device: int) -> Any:
@@ -37,8 +41,10 @@ class Notes:
         choice = resolve(CATALOG, problem, FACTS).choice
         assert choice is not None
 
-        def launch(grid: tuple[int, ...], given: tuple[Any, ...], stream: int) -> None:
+        def launch(grid: tuple[int, int, int], given: tuple[Any, ...], stream: int) -> None:
             assert stream in (2, 7, 8)
+            if self.computes:
+                gemm_emulator.launch(choice.variant, grid, given)
             self.launches.append((choice.variant, grid, dict(zip(NAMES, given, strict=True))))
 
         return SimpleNamespace(cubin=choice, shared_memory=50000, launch=launch)
@@ -268,3 +274,62 @@ def test_an_out_in_the_memory_of_an_operand_is_refused_each_time(cuda: Any, note
     with pytest.raises(InvalidArgumentError, match="out shares memory with b:"):
         dense(cuda, plain(4, 64), weights, None, None, weights[:4])
     assert len(notes.launches) == 1
+
+
+# Values: the launches computed by the emulator, beside the same call on the host.
+
+
+def values(format: str, *shape: int, seed: int, **options: Any) -> Any:
+    """A random operand of a format."""
+    x = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
+    if format in ("bf16", "fp16"):
+        return x.bfloat16() if format == "bf16" else x.half()
+    return ws.quantize(x, format, **options)
+
+
+def layout_of(format: str) -> dict[str, str]:
+    """The last scale layout of a format, as an option."""
+    return {"scale_layout": FORMATS[format].layouts[-1]} if format in FORMATS else {}
+
+
+def near(got: Any, want: Any) -> bool:
+    return bool((got.double() - want.double()).norm() <= 1e-6 * want.double().norm())
+
+
+@pytest.fixture
+def computing(notes: Notes) -> Notes:
+    notes.computes = True
+    return notes
+
+
+@pytest.mark.parametrize(("a_format", "b_format"), PAIRS)
+@pytest.mark.usefixtures("computing")
+def test_a_dense_product_is_that_of_the_host(cuda: Any, a_format: str, b_format: str) -> None:
+    k = 2 * k_multiple(a_format, b_format)
+    a = values(a_format, 2, 5, k, seed=1, **layout_of(a_format))
+    b = values(b_format, 24, k, seed=2, **layout_of(b_format))
+    bias = torch.arange(24.0)
+    assert near(dense(cuda, a, b, bias, "float32"), ws.gemm(a, b, bias=bias, out_dtype="float32"))
+    own = values(b_format, 2, 24, k, seed=3, **layout_of(b_format))
+    out = torch.zeros(2, 9, 28)[:, :5, :24]
+    dense(cuda, a, own, None, None, out)
+    assert near(out, ws.gemm(a, own, out_dtype="float32"))
+
+
+@pytest.mark.parametrize("layout", ["linear", "128x4"])
+@pytest.mark.usefixtures("computing")
+def test_groups_are_those_of_the_host(cuda: Any, layout: str) -> None:
+    offsets = torch.tensor([0, 3, 3, 10], dtype=torch.int32)
+    scales = torch.tensor([1.0, 2.0, 5.0])
+    a = values("nvfp4", 12, 64, seed=1, scale_layout=layout, offsets=offsets, global_scale=scales)
+    experts = [values("nvfp4", 16, 64, seed=s, scale_layout=layout, global_scale=float(s)) for s in (2, 3, 4)]
+    data, tables = (torch.stack([getattr(q, part) for q in experts]) for part in ("data", "scales"))
+    each = torch.tensor([2.0, 3.0, 4.0])
+    b = ws.QTensor(data, tables, "nvfp4", (3, 16, 64), scale_layout=layout, global_scale=each)
+    bias = torch.randn(3, 16)
+    got = cuda.grouped(a, b, offsets, None, bias, "float32", None)
+    want = ws.grouped_gemm(a, b, bias=bias, out_dtype="float32")
+    assert near(got[:10], want[:10])
+    masked, counts = values("bf16", 3, 7, 64, seed=5), torch.tensor([7, 0, 2])
+    got = cuda.grouped(masked, b, None, counts, None, "float32", torch.zeros(3, 7, 16))
+    assert near(got, ws.grouped_gemm(masked, b, counts=counts, out_dtype="float32"))

@@ -24,7 +24,7 @@ from warpsmith.errors import InvalidArgumentError
 from warpsmith.tuning import Rule
 
 _SM_COUNTS = (1, 48, 132)
-_PROBE_SIZES = (1, 128, 4096, 65536)
+_PROBE_SIZES = (1, 16, 64, 128, 4096, 65536)
 
 
 @dataclass(frozen=True)
