@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +64,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(cuda_gemm, "_current_stream", lambda _: 7)
     monkeypatch.setattr(cuda_gemm, "_facts", lambda _: FACTS)
     monkeypatch.setattr(cuda_gemm.torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(cuda_gemm.torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(cuda_gemm.torch.cuda, "current_device", lambda: -1)
     return cuda_gemm
 
 

@@ -42,7 +42,7 @@ from warpsmith.ops.gemm_checks import (
     out_name,
     overlap,
 )
-from warpsmith.ops.qtensor import QTensor, trusted
+from warpsmith.ops.qtensor import QTensor, remember_lies, trusted
 from warpsmith.ops.state import runtime
 from warpsmith.runtime.device import device_facts
 from warpsmith.runtime.launch import PreparedKernel
@@ -76,11 +76,15 @@ def _facts(device: int) -> DeviceFacts:
 def _key(x: Any) -> tuple[Any, ...]:
     """What a plan depends on of an operand, or of another tensor."""
     if type(x) is QTensor:
+        try:
+            return x._lies  # type: ignore[no-any-return]
+        except AttributeError:
+            pass
         data, scales, scale = x.data, x.scales, x.global_scale
         factors = None if scale is None else (scale.shape, scale.stride())
         aligned = (data.data_ptr() | scales.data_ptr()) & 15
         lies = data.stride(), scales.stride(), aligned, data.get_device()
-        return x.format, x.shape, x.scale_layout, lies, factors
+        return remember_lies(x, (x.format, x.shape, x.scale_layout, lies, factors))  # type: ignore[no-any-return]
     if isinstance(x, torch.Tensor):
         return x.dtype, x.shape, x.stride(), x.data_ptr() & 15, x.get_device()
     return (type(x),)
@@ -108,7 +112,8 @@ def _run(a: Any, b: Any, index: Any, mode: str, bias: Any, out_dtype: Any, out: 
     own = quantized_a and a.offsets is not None
     if own and a.offsets is not index:  # other than those that a's scales were laid out for, perhaps
         _check(a, b, index, mode)
-    key = (device, mode, own, _key(a), _key(b), _key(index), _key(bias), out_dtype, _key(out))
+    others = [None if x is None else _key(x) for x in (index, bias, out)]
+    key = (device, mode, own, _key(a), _key(b), *others, out_dtype)
     try:
         plan = _plans.get(key)
     except TypeError:  # an out_dtype that cannot be hashed is none
@@ -146,9 +151,7 @@ def _run(a: Any, b: Any, index: Any, mode: str, bias: Any, out_dtype: Any, out: 
         scratch = torch.empty(launch.workspace, dtype=torch.uint8, device=data.device)
         words = _counters(device, stream, launch.arrivals, data.device)
         workspace, arrivals = scratch.data_ptr(), words.data_ptr()
-    first, second, *others = pointers
-    a_scales, b_scales, bias_at, a_scale, b_scale, index_at = others
-    args = (first, second, target, a_scales, b_scales, bias_at, 0, a_scale, b_scale, index_at, workspace, arrivals)
+    args = (*pointers[:2], target, *pointers[2:5], 0, *pointers[5:], workspace, arrivals)
     kernel.launch(launch.grid, args + launch.tail, stream)
     return made
 
@@ -166,15 +169,21 @@ def _check(a: Any, b: Any, index: Any, mode: str) -> Shape:
 
 def _counters(device: int, stream: int, words: int, where: torch.device) -> torch.Tensor:
     """Words that are 0 when the stream comes to its next launch; see the top of this file."""
-    with torch.cuda.device(device):
-        shared = stream != _PER_THREAD_STREAM and not torch.cuda.is_current_stream_capturing()
-    if not shared:
+    if stream == _PER_THREAD_STREAM or _is_capturing(device):
         return torch.zeros(words, dtype=torch.int32, device=where)
     found = _arrivals.get((device, stream))
     if found is None or found.shape[0] < words:
         size = max(1024, 1 << (words - 1).bit_length())
         found = remember(_arrivals, (device, stream), torch.zeros(size, dtype=torch.int32, device=where))
     return found
+
+
+def _is_capturing(device: int) -> bool:
+    """Whether the device's current stream records a graph."""
+    if torch.cuda.current_device() == device:
+        return bool(torch.cuda.is_current_stream_capturing())
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_current_stream_capturing())
 
 
 def _aligned(x: Any) -> Any:

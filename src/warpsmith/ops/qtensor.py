@@ -58,7 +58,7 @@ class QTensor:
         If a part does not fit the others; the message names the part, what it is and what it should be.
     """
 
-    __slots__ = ("data", "format", "global_scale", "offsets", "scale_layout", "scales", "shape")
+    __slots__ = ("_lies", "data", "format", "global_scale", "offsets", "scale_layout", "scales", "shape")
 
     data: Any
     scales: Any
@@ -67,6 +67,7 @@ class QTensor:
     scale_layout: str
     global_scale: Any
     offsets: Any
+    _lies: Any  # how its parts lie in memory, once an operation has asked; see `remember_lies`
 
     def __init__(
         self,
@@ -103,6 +104,12 @@ class QTensor:
     def device(self) -> str:
         """Where the data lives: ``cuda:0``, ``cpu`` or ``numpy``."""
         return device_of(self.data)
+
+
+def remember_lies(q: QTensor, lies: Any) -> Any:
+    """Keep with a `QTensor`, as `_lies`, what operations key their plans by: it never changes."""
+    object.__setattr__(q, "_lies", lies)
+    return lies
 
 
 def trusted(
