@@ -15,6 +15,7 @@
     ├── StoreError                            the compile cache cannot be written
     ├── BundleError                           a bundle that cannot be used
     │   ├── ManifestError                     its manifest is damaged or newer than this package
+    │   ├── SignatureError                    unsigned, signed by another key, or changed since
     │   ├── ElfError                          a cubin that is not the ELF it should be
     │   └── DigestError                       bytes that do not match their digest
     ├── MissingKernelError                    dispatch found no usable cubin
@@ -73,6 +74,10 @@ class BundleError(WarpsmithError):
 
 class ManifestError(BundleError):
     """A bundle's manifest is missing, damaged, or of a newer schema."""
+
+
+class SignatureError(BundleError):
+    """A bundle without the signature that is asked for: unsigned, signed by another key, or changed since."""
 
 
 class ElfError(BundleError):

@@ -65,6 +65,12 @@ class Settings:
         )
 
 
+def library_path(environment: Mapping[str, str] | None = None) -> tuple[Path, ...]:
+    """The folders that the dynamic loader is told to look into first."""
+    env = os.environ if environment is None else environment
+    return tuple(Path(p) for p in env.get("LD_LIBRARY_PATH", "").split(os.pathsep) if p)
+
+
 def default_cache_dir(environment: Mapping[str, str]) -> Path:
     """The platform's cache folder for Warpsmith."""
     try:

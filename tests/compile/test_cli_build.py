@@ -185,7 +185,7 @@ def test_a_second_build_compiles_nothing_and_writes_the_same_bytes(built: Path, 
 def test_a_wheel_holds_the_same_cubins(built: Path, tmp_path: Path) -> None:
     code, found = run("build", "--arch", "12.1", "--out", tmp_path, "--wheel")
     assert code == 0
-    (wheel,) = tmp_path.iterdir()
+    (wheel,) = tmp_path.glob("*.whl")
     assert found["build"]["bundles"] == [str(wheel)]
     assert run("audit", wheel, "--arch", "12.1")[0] == 0
 
@@ -211,3 +211,21 @@ def test_resolve_with_a_bundle_compiles_nothing(built: Path) -> None:
     assert code == 1
     assert found["decisions"][0]["choice"] is None
     assert "nothing is compiled with --bundle" in {r["reason"] for r in found["decisions"][0]["rejections"]}
+
+
+def test_a_part_for_models_is_whole_and_says_what_it_is(tmp_path: Path) -> None:
+    models = Path(__file__).parents[2] / "examples" / "models.json"
+    code, found = run("build", "--arch", "12.1", "--models", models, "--wheel", "--out", tmp_path)
+    assert (code, found["findings"]) == (0, [])
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "+" in wheel.name
+    assert json.loads((tmp_path / "index.json").read_text())["wheels"][0]["file"] == wheel.name
+    assert run("audit", wheel)[1]["findings"] == []
+    cubins = [c["variant"] for c in run("inspect", wheel)[1]["targets"][0]["modules"][0]["cubins"]]
+    assert len(cubins) == 8
+    options = ("--arch", "12.1", "--bundle", wheel, "--input", "bf16", "--m", "4096", "--k", "7168")
+    assert run("resolve", "quantize", "--format", "fp8_block", *options)[0] == 0
+    code, found = run("resolve", "quantize", "--format", "nvfp4", *options)
+    assert code == 1
+    reasons = [r["reason"] for r in found["decisions"][0]["rejections"]]
+    assert any("was built without quantize(format=nvfp4" in reason for reason in reasons)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from warpsmith.arch import Target, all_targets, parse
 from warpsmith.bundle.manifest import MAX_MANIFEST_BYTES, CubinEntry, Manifest, layout, parse_manifest
 from warpsmith.catalog.plan import Selection
+from warpsmith.catalog.shapes import Model, Shapes
 from warpsmith.catalog.spec import CubinId, Param
 from warpsmith.errors import ManifestError
 
@@ -43,13 +44,26 @@ ENTRIES = st.builds(
     params=st.builds(layout, PARAMS, st.sampled_from([0, 0x160, 0x210, 0x380])),
     instructions=st.dictionaries(NAMES, st.integers(1, 2**31), max_size=5).map(lambda d: tuple(d.items())),
 )
+SHAPES = st.builds(
+    Shapes,
+    operation=NAMES,
+    fields=st.dictionaries(NAMES, st.lists(NAMES, unique=True, max_size=3).map(tuple), max_size=3).map(
+        lambda d: tuple(sorted(d.items()))
+    ),
+    dims=st.dictionaries(NAMES, st.integers(1, 1 << 40), max_size=3).map(
+        lambda d: tuple(sorted((name, size, 1 << 40) for name, size in d.items()))
+    ),
+)
+LABELS = st.text(st.characters(min_codepoint=32, blacklist_categories=("Cc", "Cs")), min_size=1, max_size=20)
+MODELS = st.builds(Model, name=LABELS, shapes=st.lists(SHAPES, max_size=3).map(tuple))
+NAME_LISTS = st.lists(NAMES, unique=True, max_size=3).map(tuple)
 MANIFESTS = st.builds(
     Manifest,
     target=st.sampled_from(all_targets()),
     package_version=NAMES,
     min_driver=st.integers(0, 10**6),
     toolchain=st.from_regex(r"[!-~]([ -~]{0,20}[!-~])?", fullmatch=True),
-    selection=st.builds(Selection, *2 * [st.lists(NAMES, unique=True, max_size=3).map(tuple)]),
+    selection=st.builds(Selection, NAME_LISTS, NAME_LISTS, st.lists(MODELS, max_size=2).map(tuple)),
     catalog_digest=DIGESTS,
     cubins=st.lists(ENTRIES, max_size=4, unique_by=lambda e: (e.kernel, e.variant)).map(tuple),
 )
@@ -91,7 +105,7 @@ def refused(document: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("schema", True, "schema: given True, expected the number 1"),
+        ("schema", True, "schema: given True, expected a whole number from 1 to 2"),
         ("schema", 0, "schema: given 0"),
         ("schema", "1", "schema: given '1'"),
         ("target", "12.1", "a target spelled out, such as sm_121a"),
@@ -153,6 +167,31 @@ def test_a_cubins_field_that_does_not_fit_is_named(
     refused(document, message)
 
 
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([], "at least one model"),
+        ({}, "expected a list"),
+        ([7], r"selection.models\[0\]: given 7, expected an object"),
+        ([{"name": "a\nb", "shapes": []}], "expected a name"),
+        ([{"name": "a"}], "'shapes' is missing"),
+        ([{"name": "a", "shapes": [{"operation": "x", "fields": {}}]}], r"shapes\[0\]: the field 'dims' is missing"),
+        ([{"name": "a", "shapes": [{"operation": "x", "fields": {}, "dims": {"m": [2, 1]}}]}], r"dims.m: given a list"),
+        (
+            [{"name": "a", "shapes": [{"operation": "x", "fields": {}, "dims": {"m": [1]}}]}],
+            r"smallest and the largest",
+        ),
+        ([{"name": "a", "shapes": [{"operation": "x", "fields": {"f": "g"}, "dims": {}}]}], r"fields.f: given 'g'"),
+        ([{"name": "a", "shapes": [{"operation": "x", "fields": {"/": []}, "dims": {}}]}], "at most 32 names"),
+        ([{"name": "a", "shapes": 1001 * [{"operation": "x", "fields": {}, "dims": {}}]}] * 2, "2000 shapes in all"),
+    ],
+)
+def test_models_that_do_not_fit_are_named(document: dict[str, Any], models: object, message: str) -> None:
+    document["selection"]["models"] = models
+    refused(document, "'models' is unknown")  # to the schema that has none
+    refused({**document, "schema": 2}, message)
+
+
 def test_missing_and_doubled_things_are_refused(document: dict[str, Any]) -> None:
     del document["cubins"][0]["threads"]
     refused(document, r"cubins\[0\]: the field 'threads' is missing")
@@ -165,7 +204,7 @@ def test_missing_and_doubled_things_are_refused(document: dict[str, Any]) -> Non
 
 def test_a_newer_schema_says_to_upgrade_whatever_else_it_holds() -> None:
     with pytest.raises(ManifestError, match="upgrade warpsmith"):
-        parse_manifest(b'{"schema": 2, "new": 1.5e3, "cubins": null}')
+        parse_manifest(b'{"schema": 3, "new": 1.5e3, "cubins": null}')
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +22,17 @@ from typer.testing import CliRunner
 
 from warpsmith import __version__
 from warpsmith.arch import parse
-from warpsmith.cli import probes
+from warpsmith.bundle.store import Store
+from warpsmith.catalog.plan import Selection
+from warpsmith.cli import probes, troubleshooting
 from warpsmith.cli.app import app
+from warpsmith.cli.diagnoses import DIAGNOSES
 from warpsmith.compiler.toolchain import Toolchain
 from warpsmith.errors import BundleError, ToolchainError
 from warpsmith.runtime.driver import Driver
 
 Patch = pytest.MonkeyPatch
+ROOT = Path(__file__).parents[2]
 TOOLCHAIN = Toolchain(Path("/lib/libnvrtc.so.13"), Path("/bin/nvdisasm"), "13.5.37", "13.5.37")
 
 
@@ -35,6 +41,7 @@ def alone(monkeypatch: Patch, tmp_path: Path) -> None:
     """A healthy machine without a GPU: a toolchain, an empty cache, no bundles, the small catalog."""
     for name in [n for n in os.environ if n.startswith("WARPSMITH_")]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     monkeypatch.setenv("WARPSMITH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("warpsmith.bundle.find.installed_bundles", list)
     monkeypatch.setattr("warpsmith.compiler.toolchain.find_toolchain", lambda: TOOLCHAIN)
@@ -173,6 +180,52 @@ def break_toolchain_on_a_gpu(monkeypatch: Patch, _: Path) -> None:
     monkeypatch.setattr("warpsmith.compiler.toolchain.find_toolchain", no_toolchain)
 
 
+def break_compiler_missing(monkeypatch: Patch, tmp_path: Path) -> None:
+    break_toolchain_on_a_gpu(monkeypatch, tmp_path)
+    monkeypatch.setattr(probes, "_version", lambda name: "" if "nvrtc" in name else "1.0")
+
+
+def break_toolchain(monkeypatch: Patch, _: Path) -> None:
+    monkeypatch.setattr("warpsmith.compiler.toolchain.find_toolchain", no_toolchain)
+
+
+def break_by_another_nvrtc(monkeypatch: Patch, tmp_path: Path) -> None:
+    for folder, text in (("wheel", "its own"), ("cuda", "another")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "libnvrtc-builtins.so.13.5").write_text(text)
+    found = replace(TOOLCHAIN, nvrtc=tmp_path / "wheel" / "libnvrtc.so.13")
+    monkeypatch.setattr("warpsmith.compiler.toolchain.find_toolchain", lambda: found)
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path / 'absent'}{os.pathsep}{tmp_path / 'cuda'}")
+
+
+def break_by_another_target(monkeypatch: Patch, tmp_path: Path) -> None:
+    break_all_ways_to_a_kernel(monkeypatch, tmp_path)
+    monkeypatch.setenv("WARPSMITH_BUNDLE_PATH", str(sample_bundle(tmp_path / "b", parse("9.0")).path))
+
+
+def break_by_a_part(monkeypatch: Patch, tmp_path: Path) -> None:
+    break_all_ways_to_a_kernel(monkeypatch, tmp_path)
+    part = sample_bundle(tmp_path / "b", parse("12.1"), Selection(formats=("f4",)))
+    monkeypatch.setenv("WARPSMITH_BUNDLE_PATH", str(part.path))
+
+
+def break_cache_rights(monkeypatch: Patch, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path / "cache")
+
+
+def break_cache_entry(_: Patch, tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache")
+    store.put("ab" * 32, b"sound")
+    store.put("cd" * 32, b"damaged")
+    path = tmp_path / "cache" / f"{'cd' * 32}.entry"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def break_key(monkeypatch: Patch, _: Path) -> None:
+    monkeypatch.setenv("WARPSMITH_REQUIRE_SIGNATURE", "/no/key.pub")
+
+
 def break_by_a_second_copy(monkeypatch: Patch, tmp_path: Path) -> None:
     (tmp_path / "other" / "warpsmith").mkdir(parents=True)
     (tmp_path / "other" / "warpsmith" / "__init__.py").write_text("")
@@ -187,30 +240,37 @@ def break_a_probe(monkeypatch: Patch, _: Path) -> None:
     monkeypatch.setattr("warpsmith.bundle.find.installed_bundles", lambda: 1 // 0)
 
 
-@pytest.mark.parametrize(
-    ("harm", "code", "words"),
-    [
-        (break_jit_setting, "settings", "WARPSMITH_JIT='never'"),
-        (break_tuning_path, "settings", "/nothing.json"),
-        (break_bundle_path, "bundle-unreadable", "gone"),
-        (break_manifest, "bundle-unreadable", "manifest"),
-        (break_cubin, "bundle-damaged", "findings, the first"),
-        (break_installed_bundle, "bundle-unreadable", "not whole"),
-        (break_cache, "cache-readonly", "cannot be written"),
-        (break_bindings, "cuda-bindings", "not installed"),
-        (break_driver, "driver", "/dev/nvidia0"),
-        (break_initialising, "devices", "CUDA_VISIBLE_DEVICES"),
-        (break_old_driver, "driver-too-old", "CUDA 12.8"),
-        (break_device, "device-unsupported", "Tesla T4"),
-        (break_reading_a_device, "device-failing", "CUDA_ERROR_INVALID_VALUE"),
-        (break_all_ways_to_a_kernel, "kernels-missing", "WARPSMITH_JIT=forbid"),
-        (break_toolchain_on_a_gpu, "kernels-missing", "NVRTC is not installed"),
-        (break_by_a_second_copy, "copies", "other/warpsmith"),
-        (break_version, "version-mixed", "0.0.9"),
-        (break_a_probe, "probe-failed", "ZeroDivisionError"),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
+HARMS = [
+    (break_compiler_missing, "nvrtc-missing", "--out DIR"),
+    (break_toolchain, "toolchain", "installed, but unusable"),
+    (break_by_another_nvrtc, "nvrtc-shadowed", "cuda/libnvrtc-builtins.so.13.5, on LD_LIBRARY_PATH, hides"),
+    (break_by_another_target, "wrong-target", "runs none of the bundles that are here: they are for sm_90a"),
+    (break_by_a_part, "bundle-partial", "was built without f8, for f4 alone"),
+    (break_cache_rights, "cache-unreadable", "permission denied"),
+    (break_cache_entry, "cache-damaged", f"the first: {'cd' * 32} should hold 7 bytes, but holds 6"),
+    (break_key, "settings", "WARPSMITH_REQUIRE_SIGNATURE"),
+    (break_jit_setting, "settings", "WARPSMITH_JIT='never'"),
+    (break_tuning_path, "settings", "/nothing.json"),
+    (break_bundle_path, "bundle-unreadable", "gone"),
+    (break_manifest, "bundle-unreadable", "manifest"),
+    (break_cubin, "bundle-damaged", "findings, the first"),
+    (break_installed_bundle, "bundle-unreadable", "not whole"),
+    (break_cache, "cache-readonly", "cannot be written"),
+    (break_bindings, "cuda-bindings", "not installed"),
+    (break_driver, "driver", "/dev/nvidia0"),
+    (break_initialising, "devices", "CUDA_VISIBLE_DEVICES"),
+    (break_old_driver, "driver-too-old", "CUDA 12.8"),
+    (break_device, "device-unsupported", "Tesla T4"),
+    (break_reading_a_device, "device-failing", "CUDA_ERROR_INVALID_VALUE"),
+    (break_all_ways_to_a_kernel, "kernels-missing", "WARPSMITH_JIT=forbid"),
+    (break_toolchain_on_a_gpu, "kernels-missing", "NVRTC is not installed"),
+    (break_by_a_second_copy, "copies", "other/warpsmith"),
+    (break_version, "version-mixed", "0.0.9"),
+    (break_a_probe, "probe-failed", "ZeroDivisionError"),
+]
+
+
+@pytest.mark.parametrize(("harm", "code", "words"), HARMS, ids=lambda value: getattr(value, "__name__", ""))
 def test_what_is_broken_is_named_with_a_fix(
     monkeypatch: Patch, tmp_path: Path, harm: Callable[[Patch, Path], None], code: str, words: str
 ) -> None:
@@ -223,6 +283,38 @@ def test_what_is_broken_is_named_with_a_fix(
     assert any(words in text for text in texts), texts
     assert {"warpsmith", "settings", "driver", "devices", "nvrtc", "bundles", "cache"} <= set(found)
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 1
+
+
+def test_every_diagnosis_is_provoked_and_in_the_documentation() -> None:
+    assert {code for _, code, _ in HARMS} == set(DIAGNOSES)
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert text == troubleshooting.render(), "python -m warpsmith.cli.troubleshooting > docs/troubleshooting.md"
+    assert all(f"### {code}\n" in text for code in DIAGNOSES)
+
+
+def test_every_finding_is_one_of_the_diagnoses(monkeypatch: Patch, tmp_path: Path) -> None:
+    break_by_a_part(monkeypatch, tmp_path)
+    assert sorted(codes(doctor()[1])) == ["bundle-partial", "kernels-missing"]
+    tree = ast.parse(Path(probes.__file__).read_text(encoding="utf-8"))
+    assert not [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "Finding"]
+
+
+def test_doctor_leaves_a_damaged_entry_where_it_is(tmp_path: Path, monkeypatch: Patch) -> None:
+    break_cache_entry(monkeypatch, tmp_path)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "cache").iterdir()}
+    doctor()
+    assert {p.name: p.read_bytes() for p in (tmp_path / "cache").iterdir()} == before
+
+
+def test_a_copy_of_the_same_library_hides_nothing(tmp_path: Path) -> None:
+    for folder in ("wheel", "cuda"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "libnvrtc.so.13").write_text("the same")
+    own, folders = tmp_path / "wheel" / "libnvrtc.so.13", [tmp_path / "cuda", tmp_path / "wheel"]
+    assert probes.shadows(own, folders) == []
+    (tmp_path / "cuda" / "libnvrtc.so.13").write_text("another")
+    assert probes.shadows(own, folders) == [(own, tmp_path / "cuda" / "libnvrtc.so.13")]
+    assert probes.shadows(own, folders[1:] + folders[:1]) == []  # its own folder comes first
 
 
 def test_one_device_that_is_not_supported_hides_no_other(monkeypatch: Patch, tmp_path: Path) -> None:

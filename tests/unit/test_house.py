@@ -71,7 +71,7 @@ THIRD_PARTY = {
     "settings": set(),
     "tuning": set(),
     "catalog": set(),
-    "bundle": set(),
+    "bundle": {"cryptography"},
 }
 TORCH_MAY = {"ops", "bench", "evidence"}
 

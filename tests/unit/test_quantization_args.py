@@ -144,7 +144,9 @@ def check_coverage(
     )  # fmt: skip
     codes, scales = quantize_writes(launch, spec, layout, passes, offsets)
     assert scales.size == np.prod(spec.scale_shape(layout, (batches,), m, k, groups.number))
+    assert codes.size == batches * m * k // 8
     last = m if offsets is None else offsets[-1]
+    codes = codes.reshape(batches, m, -1)  # one run of memory may have been cut into other rows
     assert (codes[:, :last] == 1).all()
     assert (codes[:, last:] == 0).all()
     if layout == "linear":
@@ -314,3 +316,17 @@ def test_constants_are_those_of_the_device_sources() -> None:
         "ScalePerGroup": args.SCALE_PER_GROUP, "SquareBlocks": args.SQUARE_BLOCKS,
     }  # fmt: skip
     assert device == host
+
+
+@pytest.mark.parametrize(("format", "width"), [("nvfp4", 1024), ("mxfp4", 1024), ("mxfp8", 512), ("fp8_block", 512)])
+def test_one_run_of_memory_is_cut_into_rows_of_the_best_length(format: str, width: int) -> None:
+    k = 5 * FORMATS[format].block[1]
+    check_coverage(format, "linear", 4, m=64, k=k, batches=3 * width // 64)
+    problem = {"layout": "linear", "passes": 4, "m": width, "k": k, "row_stride": k}
+    launch = args.quantize_launch(format, "bf16", **problem)
+    assert launch.tail[3:5] == (k, width // 8)
+    for changed in ({"row_stride": k + 8}, {"passes": 1}, {"flat": False}, {"m": width - 1}, {"layout": "128x4"}):
+        if format == "fp8_block" and "layout" in changed:
+            continue
+        launch = args.quantize_launch(format, "bf16", **{**problem, **changed})
+        assert launch.tail[3:5] == (changed.get("m", width), k // 8)

@@ -18,7 +18,9 @@ from warpsmith import tuning
 from warpsmith.arch import Capability, parse
 from warpsmith.bundle.reader import Bundle
 from warpsmith.bundle.writer import write_bundle
+from warpsmith.catalog.plan import Selection
 from warpsmith.catalog.resolve import DeviceFacts
+from warpsmith.catalog.shapes import Model, Shapes
 from warpsmith.catalog.spec import Problem
 from warpsmith.compiler import toolchain
 from warpsmith.errors import (
@@ -142,6 +144,23 @@ def test_the_error_carries_the_problem_the_device_the_search_and_the_remedy(tmp_
     ]
 
 
+def test_the_error_says_what_the_bundle_was_built_without(tmp_path: Path) -> None:
+    bundle = sample_bundle(tmp_path / "part", parse("12.1"), Selection(formats=("f8",)))
+    with pytest.raises(MissingKernelError) as caught:
+        runtime(bundle.path, jit=FakeJit(FORBIDDEN)).prepare(problem(m=1), 0)
+    assert f"f4_bf16_small@sm_121a: {bundle.path} was built without f4, for f8 alone\n" in str(caught.value)
+    shapes = Shapes(
+        "scale", (("format", ("f8",)), ("input", ("bf16",)), ("layout", ("linear",))), (("k", 32, 32), ("m", 1, 1))
+    )
+    bundle = sample_bundle(tmp_path / "models", parse("12.1"), Selection(models=(Model("tiny", (shapes,)),)))
+    run = runtime(bundle.path, jit=FakeJit(FORBIDDEN))
+    assert run.decide(problem(m=1, k=32, format="f8"), GB10).choice is not None
+    with pytest.raises(
+        MissingKernelError, match=r"was built without scale\(format=f8, input=fp32.*for the shapes of tiny"
+    ):
+        run.prepare(problem(m=1, k=32, format="f8", input="fp32"), 0)
+
+
 def test_a_problem_that_no_kernel_computes_says_so() -> None:
     strange = Problem.of("scale", {"format": "f4", "input": "int8", "layout": "linear"}, {"m": 1, "k": 16})
     with pytest.raises(MissingKernelError) as caught:
@@ -178,7 +197,7 @@ def test_a_damaged_bundle_is_warned_of_once_and_named_in_the_error(tmp_path: Pat
 
 
 def test_a_required_signature_is_never_ignored() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"WARPSMITH_REQUIRE_SIGNATURE=key\.pub .* cannot check signatures"):
+    with pytest.raises((InvalidArgumentError, BundleError), match=r"cannot read the key key\.pub|cryptography"):
         Runtime(Settings(require_signature=Path("key.pub")), CATALOG, Driver(FakeApi()))
 
 

@@ -17,6 +17,9 @@ from warpsmith.errors import DriverError
 SHAPES = ((1, 7168), (128, 7168), (4096, 7168), (8192, 8192), (16384, 4096), (65536, 2880))
 """[M, K] of real models' activations."""
 
+_COMPILED_FROM = 1 << 26
+"""Bytes from which torch.compile is a peer: it compiles for each size, which takes seconds."""
+
 _SAME = 0.9
 """The share of equal code bytes from which a peer does the same work; formulas differ in roundings of the scale."""
 
@@ -71,7 +74,10 @@ def _measure(format: str, layout: str, m: int, k: int, bandwidth: float, notes: 
         return lambda: ws.quantize(x, format, scale_layout=layout, global_scale=one, out=out)
 
     time = gpu_time([ours(x, o) for x, o in zip(inputs, outs, strict=True)])
-    times = _peer_times(f"{format} {layout} {m}x{k}", peers(format, layout), inputs, outs[0], notes)
+    others = peers(format, layout)
+    if moved < _COMPILED_FROM:
+        others.pop("torch.compile", None)
+    times = _peer_times(f"{format} {layout} {m}x{k}", others, inputs, outs[0], notes)
     return Row(f"{format} {layout}", {"m": m, "k": k}, time, floor=moved / bandwidth * 1e6, bytes=moved, peers=times)
 
 

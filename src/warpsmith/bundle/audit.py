@@ -14,13 +14,14 @@ from warpsmith.arch import Capability, Target
 from warpsmith.bundle.elf import RECORD_MAGIC, CubinInfo, read_cubin
 from warpsmith.bundle.manifest import MANIFEST, CubinEntry, layout
 from warpsmith.bundle.reader import Bundle, cubin_file
+from warpsmith.bundle.signature import SIGNATURE, PublicKey
 from warpsmith.catalog.plan import Selection, broken_promises, check, plan
 from warpsmith.catalog.source import source_digest
 from warpsmith.catalog.spec import Catalog, CubinId, Finding, Kernel, Param
 from warpsmith.errors import BundleError, CatalogError, DigestError, ElfError, InvalidArgumentError
 
 _REBUILD = "build the bundle again with this warpsmith"
-_FIXES = {
+FIXES = {
     "bundle-unreadable": "install or build the bundle again; a newer schema needs a newer warpsmith",
     "cubin-missing": "install or build the bundle again: its files are not complete",
     "digest-mismatch": "install or build the bundle again: the file was damaged or exchanged",
@@ -34,12 +35,20 @@ _FIXES = {
     "file-stray": "remove the file, or build the bundle again",
     "selection-unknown": f"{_REBUILD}, or use the warpsmith that it was built with",
     "shared-memory": "use smaller tiles or fewer stages in the catalog, and build again",
+    "signature-refused": "do not use the bundle; build it with --sign, or get it again from where it was signed",
     "source-mismatch": f"{_REBUILD}: the kernel's source has changed since",
+    "wheel-metadata": "do not install the wheel; build or download it again",
     "target-unserved": "build a bundle for it: warpsmith build --arch",
 }
+"""Code of a finding → what to do."""
 
 
-def audit(bundles: Sequence[Bundle], capabilities: Sequence[Capability] | None, catalog: Catalog) -> list[Finding]:
+def audit(
+    bundles: Sequence[Bundle],
+    capabilities: Sequence[Capability] | None,
+    catalog: Catalog,
+    key: PublicKey | None = None,
+) -> list[Finding]:
     """Hold bundles against the catalog and its promises.
 
     Parameters
@@ -50,6 +59,8 @@ def audit(bundles: Sequence[Bundle], capabilities: Sequence[Capability] | None, 
         The devices that they must serve; None for all that their targets run on.
     catalog
         The catalog that dispatch uses.
+    key
+        The key that has to have signed each bundle; by default none has to.
 
     Returns
     -------
@@ -58,6 +69,8 @@ def audit(bundles: Sequence[Bundle], capabilities: Sequence[Capability] | None, 
     """
     audited = [_Audited(bundle, catalog) for bundle in bundles]
     found = check(catalog)
+    if key is not None:
+        found += _signatures(bundles, key)
     for one in audited:
         found += one.findings
     found += _duplicates(bundles)
@@ -66,6 +79,14 @@ def audit(bundles: Sequence[Bundle], capabilities: Sequence[Capability] | None, 
     for capability in capabilities:
         found += _promises(audited, capability, catalog)
     return list(dict.fromkeys(found))
+
+
+def _signatures(bundles: Sequence[Bundle], key: PublicKey) -> Iterator[Finding]:
+    for bundle in bundles:
+        try:
+            bundle.check_signature(key)
+        except BundleError as error:
+            yield _finding("signature-refused", str(bundle.path), str(error))
 
 
 def unreadable(path: Path, error: BundleError) -> Finding:
@@ -115,12 +136,14 @@ class _Audited:
                 f"{path} claims to load on driver {self.manifest.min_driver}, but {target} needs {target.min_driver}"
             )
             yield _finding("driver-understated", str(path), message)
-        listed = {MANIFEST, *(cubin_file(entry.sha256) for entry in self.manifest.cubins)}
+        listed = {MANIFEST, SIGNATURE, *(cubin_file(entry.sha256) for entry in self.manifest.cubins)}
         try:
             names = self.bundle.files()
         except BundleError as error:
             yield unreadable(path, error)
             return
+        for fault in self.bundle.faults():
+            yield _finding("wheel-metadata", str(path), f"{path}: {fault}")
         for name in sorted(set(names) - listed):
             yield _finding("file-stray", f"{path}/{name}", f"{path} holds {name}, which its manifest does not list")
 
@@ -235,4 +258,4 @@ def _promises(audited: Sequence[_Audited], capability: Capability, catalog: Cata
 
 
 def _finding(code: str, subject: str, message: str) -> Finding:
-    return Finding(code, subject, message, _FIXES[code])
+    return Finding(code, subject, message, FIXES[code])

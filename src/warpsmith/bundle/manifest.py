@@ -16,10 +16,13 @@ from typing import Any, NoReturn
 from warpsmith.arch import Target, parse
 from warpsmith.bundle.elf import MAX_CUBIN_BYTES
 from warpsmith.catalog.plan import Selection
+from warpsmith.catalog.shapes import MAX_DIM, MAX_SHAPES, Model, Shapes
 from warpsmith.catalog.spec import CubinId, Param
 from warpsmith.errors import ManifestError, TargetError
 
-SCHEMA = 1
+SCHEMA = 2
+"""The newest schema. 1 is written unless the selection has models, so that older readers can read all the rest."""
+
 MANIFEST = "manifest.json"
 """Name of the manifest's file in a bundle."""
 
@@ -28,6 +31,7 @@ MAX_CUBINS = 100_000
 
 _NAME = re.compile(r"[0-9A-Za-z_.,+=:-]{1,200}")
 _TEXT = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
+_LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORD = 0xFFFFFFFF
 _PARAM_BYTES = 32764  # the most that CUDA takes
@@ -89,12 +93,11 @@ class Manifest:
     toolchain
         The compiler, such as ``nvrtc 13.5.37``.
     selection
-        The modules and formats that the build was asked for; empty means all.
+        The modules, formats and models' shapes that the build was asked for; empty means all.
     catalog_digest
         Digest of the catalog it was planned from. For information: cubins are matched one by one.
     """
 
-    schema: int = SCHEMA
     target: Target
     package_version: str
     min_driver: int
@@ -105,6 +108,11 @@ class Manifest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cubins", tuple(sorted(self.cubins, key=lambda c: (c.kernel, c.variant))))
+
+    @property
+    def schema(self) -> int:
+        """The oldest schema that can say it."""
+        return SCHEMA if self.selection.models else 1
 
     def id(self, entry: CubinEntry) -> CubinId:
         """The name of one of its cubins."""
@@ -118,7 +126,7 @@ class Manifest:
             "package_version": self.package_version,
             "min_driver": self.min_driver,
             "toolchain": self.toolchain,
-            "selection": {"modules": list(self.selection.modules), "formats": list(self.selection.formats)},
+            "selection": self.selection.document(),
             "catalog_digest": self.catalog_digest,
             "cubins": [_cubin_document(c) for c in self.cubins],
         }
@@ -159,10 +167,11 @@ def parse_manifest(text: bytes) -> Manifest:
     schema = document.get("schema") if isinstance(document, dict) else SCHEMA
     if type(schema) is int and schema > SCHEMA:
         raise ManifestError(
-            f"schema: given {schema}, expected {SCHEMA}: the bundle was written by a newer warpsmith; upgrade warpsmith"
+            f"schema: given {schema}, expected {SCHEMA} or older: the bundle was written by a newer warpsmith; "
+            "upgrade warpsmith"
         )
-    if type(schema) is not int or schema != SCHEMA:
-        _fail("schema", schema, f"the number {SCHEMA}")
+    if type(schema) is not int or schema < 1:
+        _fail("schema", schema, f"a whole number from 1 to {SCHEMA}")
     top = _Fields("manifest", document, _TOP)
     cubins = [_cubin(f"cubins[{i}]", c) for i, c in enumerate(top.items("cubins", MAX_CUBINS))]
     seen: set[tuple[str, str]] = set()
@@ -170,13 +179,14 @@ def parse_manifest(text: bytes) -> Manifest:
         if (cubin.kernel, cubin.variant) in seen:
             _fail(f"cubins[{index}]", f"{cubin.kernel}/{cubin.variant}", "each kernel and variant once")
         seen.add((cubin.kernel, cubin.variant))
-    selection = _Fields("selection", top.values["selection"], ("formats", "modules"))
+    names = ("formats", "modules") if schema == 1 else ("formats", "models", "modules")
+    selection = _Fields("selection", top.values["selection"], names)
     return Manifest(
         target=_target(top.text("target", _NAME, "a target such as sm_121a")),
         package_version=top.text("package_version", _NAME, "a version"),
         min_driver=top.integer("min_driver", 0, 1_000_000),
         toolchain=top.text("toolchain", _TEXT, "a compiler's name and version"),
-        selection=Selection(selection.names("modules"), selection.names("formats")),
+        selection=Selection(selection.names("modules"), selection.names("formats"), _models(selection)),
         catalog_digest=top.text("catalog_digest", _DIGEST, _A_DIGEST),
         cubins=tuple(cubins),
     )
@@ -184,6 +194,46 @@ def parse_manifest(text: bytes) -> Manifest:
 
 _TOP = ("catalog_digest", "cubins", "min_driver", "package_version", "schema", "selection", "target", "toolchain")
 _CUBIN = tuple(sorted(CubinEntry.__dataclass_fields__))
+
+
+def _models(selection: _Fields) -> tuple[Model, ...]:
+    if "models" not in selection.values:
+        return ()
+    found, count = [], 0
+    for index, given in enumerate(selection.items("models", MAX_SHAPES)):
+        model = _Fields(f"selection.models[{index}]", given, ("name", "shapes"))
+        rows = model.items("shapes", MAX_SHAPES)
+        count += len(rows)
+        if count > MAX_SHAPES:
+            _fail("selection.models", rows, f"at most {MAX_SHAPES} shapes in all")
+        shapes = tuple(_shapes(f"{model.where}.shapes[{i}]", row) for i, row in enumerate(rows))
+        found.append(Model(model.text("name", _LABEL, "a name"), shapes))
+    if not found:
+        _fail("selection.models", found, "at least one model")
+    return tuple(found)
+
+
+def _shapes(where: str, given: object) -> Shapes:
+    row = _Fields(where, given, ("dims", "fields", "operation"))
+    fields, dims = (_named(f"{where}.{part}", row.values[part]) for part in ("fields", "dims"))
+    ranges = []
+    for name in dims.values:
+        bounds = dims.items(name, 2)
+        if len(bounds) != 2 or not all(type(b) is int for b in bounds) or not 1 <= bounds[0] <= bounds[1] <= MAX_DIM:
+            _fail(f"{dims.where}.{name}", bounds, "the smallest and the largest size")
+        ranges.append((name, bounds[0], bounds[1]))
+    return Shapes(
+        row.text("operation", _NAME, _A_NAME),
+        tuple((name, fields.names(name)) for name in sorted(fields.values)),
+        tuple(sorted(ranges)),
+    )
+
+
+def _named(where: str, given: object) -> _Fields:
+    """An object with whatever names there are, at most 32."""
+    if not isinstance(given, dict) or len(given) > 32 or not all(_NAME.fullmatch(name) for name in given):
+        _fail(where, given, "an object with at most 32 names")
+    return _Fields(where, given, tuple(given))
 
 
 def _cubin(where: str, value: object) -> CubinEntry:

@@ -11,9 +11,10 @@ from typing import Protocol
 from warpsmith.bundle.elf import MAX_CUBIN_BYTES
 from warpsmith.bundle.files import read_file
 from warpsmith.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, CubinEntry, Manifest, parse_manifest
+from warpsmith.bundle.signature import MAX_SIGNATURE_BYTES, SIGNATURE, PublicKey, signer
 from warpsmith.bundle.wheel import WheelFiles, package_name
 from warpsmith.catalog.spec import CubinId
-from warpsmith.errors import BundleError, DigestError, ManifestError
+from warpsmith.errors import BundleError, DigestError, ManifestError, SignatureError
 
 ASIDE, UNFINISHED = ".old-", ".new-"
 """While a bundle is replaced, ``.<name>.old-…`` beside it is what was there, ``.<name>.new-…`` what comes."""
@@ -22,6 +23,7 @@ ASIDE, UNFINISHED = ".old-", ".new-"
 class _Files(Protocol):
     def names(self) -> tuple[str, ...]: ...
     def read(self, name: str, limit: int) -> bytes: ...
+    def faults(self, manifest: Manifest) -> list[str]: ...
 
 
 class Bundle:
@@ -35,8 +37,9 @@ class Bundle:
         Its manifest.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, files: _Files) -> None:
+    def __init__(self, path: Path, manifest: Manifest, files: _Files, digest: bytes) -> None:
         self.path = path
+        self._digest = digest
         self.manifest = manifest
         self._files = files
         self._entries = {manifest.id(entry): entry for entry in manifest.cubins}
@@ -57,6 +60,41 @@ class Bundle:
             If the folder cannot be listed.
         """
         return self._files.names()
+
+    def faults(self) -> list[str]:
+        """What is wrong with the metadata of a bundle's wheel; a directory has none."""
+        return self._files.faults(self.manifest)
+
+    def signer(self) -> str:
+        """The id of the key that signed it, unchecked; empty if none did."""
+        return signer(self._signature())
+
+    def check_signature(self, key: PublicKey) -> None:
+        """Hold the manifest that was read against its signature; each cubin is held against the manifest when read.
+
+        Raises
+        ------
+        SignatureError
+            If the bundle is not signed, signed by another key, or was changed since.
+        """
+        signature = self._signature()
+        if not signature:
+            raise SignatureError(
+                f"{self.path} is not signed, and a signature by {key.id} ({key.name}) is required: sign it when it is "
+                "built, with warpsmith build --sign"
+            )
+        try:
+            key.check(self._digest, signature)
+        except SignatureError as error:
+            raise SignatureError(f"{self.path}: {error}") from error
+
+    def _signature(self) -> bytes:
+        try:
+            return self._files.read(SIGNATURE, MAX_SIGNATURE_BYTES)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise SignatureError(f"cannot read {SIGNATURE} in {self.path}: {error.strerror}") from error
 
     def cubin(self, entry: CubinEntry) -> bytes:
         """The bytes of a cubin, always those that its digest names.
@@ -106,7 +144,8 @@ def open_bundle(path: Path) -> Bundle:
     else:
         raise BundleError(_absent(path))
     try:
-        manifest = parse_manifest(files.read(MANIFEST, MAX_MANIFEST_BYTES))
+        text = files.read(MANIFEST, MAX_MANIFEST_BYTES)
+        manifest = parse_manifest(text)
     except FileNotFoundError as error:
         raise BundleError(f"{path} has no {MANIFEST}; expected a bundle as `warpsmith build` writes it") from error
     except OSError as error:
@@ -115,7 +154,7 @@ def open_bundle(path: Path) -> Bundle:
         raise ManifestError(f"{path / MANIFEST}: {error}") from error
     if isinstance(files, WheelFiles) and files.folder != package_name(manifest.target):
         raise BundleError(f"{path} holds {files.folder}, but its manifest is for {manifest.target}: do not install it")
-    return Bundle(path, manifest, files)
+    return Bundle(path, manifest, files, hashlib.sha256(text).digest())
 
 
 def open_bundles(path: Path) -> tuple[Bundle, ...]:
@@ -156,6 +195,9 @@ class _FolderFiles:
             links = [f for f in folders if Path(folder, f).is_symlink()]
             found += [Path(folder, name).relative_to(self._root).as_posix() for name in (*files, *links)]
         return tuple(sorted(found))
+
+    def faults(self, _: Manifest) -> list[str]:
+        return []
 
     def read(self, name: str, limit: int) -> bytes:
         real = Path(os.path.realpath(self._root / name))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,7 @@ MAX_ENTRY_BYTES = 256 << 20
 _KEY = re.compile(r"[0-9a-f]{64}")
 _MAGIC = b"WSSTORE1"
 _HEADER = struct.Struct("<8sQ32s")  # magic, bytes of the value, SHA-256 over key, length and value
+HEADER_BYTES = _HEADER.size
 _TEMPORARY = ".new-"
 
 DamageReport = Callable[[str, str], None]
@@ -55,7 +56,7 @@ class Store:
         """
         path = self._path(key)
         try:
-            data = read_file(path, MAX_ENTRY_BYTES + _HEADER.size)
+            data = read_file(path, MAX_ENTRY_BYTES + HEADER_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -64,9 +65,9 @@ class Store:
         except BundleError as error:
             reason = str(error)
         else:
-            reason = _damage(key, data)
+            reason = damage(key, data)
             if not reason:
-                return data[_HEADER.size :]
+                return data[HEADER_BYTES:]
         self._report(key, reason)
         with suppress(OSError):  # in a folder that cannot be written it stays, and is refused each time
             path.unlink()
@@ -90,7 +91,7 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             self._sweep()
             try:
-                write_file(fresh, [_HEADER.pack(_MAGIC, len(data), _digest(key, data)), data])
+                write_file(fresh, [header(key, data), data])
                 fresh.replace(path)
             finally:
                 fresh.unlink(missing_ok=True)
@@ -122,6 +123,19 @@ class Store:
                     path.unlink()
 
 
+def examine(root: Path) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) of each damaged entry of a store; nothing is removed."""
+    for path in sorted(root.glob("*.entry")):
+        try:
+            reason = damage(path.stem, read_file(path, MAX_ENTRY_BYTES + _HEADER.size))
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror})"
+        except (BundleError, ValueError) as error:
+            reason = str(error)
+        if reason:
+            yield path.stem, reason
+
+
 def _digest(key: str, data: bytes) -> bytes:
     state = hashlib.sha256(bytes.fromhex(key))
     state.update(len(data).to_bytes(8, "little"))
@@ -129,15 +143,20 @@ def _digest(key: str, data: bytes) -> bytes:
     return state.digest()
 
 
-def _damage(key: str, data: bytes) -> str:
-    """What is wrong with an entry's bytes, or nothing."""
-    if len(data) < _HEADER.size:
-        return f"is cut short ({len(data)} bytes)"
-    magic, length, digest = _HEADER.unpack_from(data)
+def header(key: str, data: bytes) -> bytes:
+    """What stands before a value in its entry."""
+    return _HEADER.pack(_MAGIC, len(data), _digest(key, data))
+
+
+def damage(key: str, entry: bytes) -> str:
+    """What is wrong with an entry's bytes, or nothing; then the value begins at `HEADER_BYTES`."""
+    if len(entry) < HEADER_BYTES:
+        return f"is cut short ({len(entry)} bytes)"
+    magic, length, digest = _HEADER.unpack_from(entry)
     if magic != _MAGIC:
         return "is not an entry of this store, or of another version of it"
-    if length != len(data) - _HEADER.size:
-        return f"should hold {length} bytes, but holds {len(data) - _HEADER.size}"
-    if digest != _digest(key, data[_HEADER.size :]):
+    if length != len(entry) - HEADER_BYTES:
+        return f"should hold {length} bytes, but holds {len(entry) - HEADER_BYTES}"
+    if digest != _digest(key, entry[HEADER_BYTES:]):
         return "does not match its digest"
     return ""

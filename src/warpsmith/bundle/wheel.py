@@ -14,26 +14,50 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
+from email.parser import HeaderParser
 from pathlib import Path
 
 from warpsmith.arch import Target
 from warpsmith.bundle.elf import MAX_CUBIN_BYTES
-from warpsmith.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES
+from warpsmith.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from warpsmith.errors import BundleError
 
 ENTRY_POINTS = "warpsmith.bundles"
 """The entry-point group by which installed bundles are found."""
 
-_DATA = re.compile(r"(warpsmith_bundle_[a-z0-9_]+)/(manifest\.json|cubins/[0-9a-f]{64}\.cubin)")
+_DATA = re.compile(r"(warpsmith_bundle_[a-z0-9_]+)/(manifest\.json|manifest\.sig|cubins/[0-9a-f]{64}\.cubin)")
 _META = re.compile(r"(warpsmith_bundle_[a-z0-9_]+)-[^/\\]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt)")
+_METADATA_FILES = ("METADATA", "RECORD", "WHEEL", "entry_points.txt")
+_HEADERS = {"Metadata-Version", "Name", "Version", "Summary", "License"}
 _MAX_DIRECTORY_BYTES = 64 << 20
 _END_BYTES, _LOCATOR_BYTES, _HEADER_BYTES = 22, 20, 30
 _BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, NotImplementedError, EOFError, OverflowError)
 
 
 def package_name(target: Target) -> str:
-    """The folder of a target's bundle in a wheel and in site-packages; also the distribution's name."""
+    """The folder of a target's bundle in a wheel and in site-packages."""
     return f"warpsmith_bundle_{target}"
+
+
+def distribution_name(target: Target) -> str:
+    """The name by which pip knows a target's bundle."""
+    return package_name(target).replace("_", "-")
+
+
+def entry_points(target: Target) -> str:
+    """The text of a wheel's ``entry_points.txt``."""
+    return f"[{ENTRY_POINTS}]\n{target} = {package_name(target)}\n"
+
+
+def wheel_version(manifest: Manifest) -> str:
+    """The version of a bundle's wheel: a part of the catalog says which in its local version.
+
+    Otherwise pip would take two selections of one version for the same thing, and install the second one never.
+    """
+    version, tag = manifest.package_version, manifest.selection.tag()
+    if not tag:
+        return version
+    return f"{version}.{tag}" if "+" in version else f"{version}+{tag}"
 
 
 class WheelFiles:
@@ -55,7 +79,7 @@ class WheelFiles:
             raise BundleError(f"cannot read {path}: {error.strerror}") from error
         except _BROKEN as error:
             raise BundleError(f"{path} is not a wheel, or is damaged: {error}; download or build it again") from error
-        self.folder, self._members = _members(path, found)
+        self.folder, self._members, self._metadata = _members(path, found)
 
     def names(self) -> tuple[str, ...]:
         """The names of the bundle's files, sorted."""
@@ -86,6 +110,30 @@ class WheelFiles:
         except _BROKEN as error:
             raise BundleError(f"{name} in {self._path} is damaged: {error}; download or build it again") from error
         return data
+
+    def faults(self, manifest: Manifest) -> list[str]:
+        """What the wheel's metadata would have an installer do besides placing this bundle's files."""
+        texts = {}
+        for name, member in self._metadata.items():
+            try:
+                texts[name] = self._extract(member).decode("utf-8")
+            except (*_BROKEN, OSError) as error:
+                return [f"{name} cannot be read ({error})"]
+        found = [f"{name} is missing" for name in sorted(set(_METADATA_FILES) - set(texts))]
+        if not found and texts["entry_points.txt"] != entry_points(manifest.target):
+            found.append("entry_points.txt names more than the bundle, or something else")
+        headers = HeaderParser().parsestr(texts.get("METADATA", ""))
+        said = {name: headers.get_all(name, []) for name in headers}
+        expected = {"Name": [distribution_name(manifest.target)], "Version": [wheel_version(manifest)]}
+        for name, value in expected.items():
+            if said.get(name) != value:
+                found.append(f"METADATA has {name} {said.get(name)}, expected {value}")
+        for name in sorted(set(said) - _HEADERS):
+            found.append(f"METADATA has {name}, which a bundle's has not: {', '.join(said[name])}")
+        tags = HeaderParser().parsestr(texts.get("WHEEL", ""))
+        if (tags.get_all("Tag"), tags.get_all("Root-Is-Purelib")) != (["py3-none-any"], ["true"]):
+            found.append("WHEEL is not that of a pure wheel for py3-none-any")
+        return found
 
     def _extract(self, member: zipfile.ZipInfo) -> bytes:
         with self._path.open("rb") as file:
@@ -118,9 +166,14 @@ def _check_directory(path: Path) -> None:
         raise ValueError("it lists more files than a bundle has")
 
 
-def _members(path: Path, found: Iterable[zipfile.ZipInfo]) -> tuple[str, dict[str, zipfile.ZipInfo]]:
-    """(package folder, bundle-relative name → member), once every member has been checked."""
-    folders, members, seen = set(), {}, set()
+_Members = dict[str, zipfile.ZipInfo]
+
+
+def _members(path: Path, found: Iterable[zipfile.ZipInfo]) -> tuple[str, _Members, _Members]:
+    """(package folder, bundle-relative name → member, metadata name → member), once every member has been checked."""
+    folders, seen = set(), set()
+    members: _Members = {}
+    metadata: _Members = {}
     for member in found:
         name = member.orig_filename
         data, meta = _DATA.fullmatch(name), _META.fullmatch(name)
@@ -144,6 +197,7 @@ def _members(path: Path, found: Iterable[zipfile.ZipInfo]) -> tuple[str, dict[st
             members[data[2]] = member
         elif meta is not None:
             folders.add(meta[1])
+            metadata[meta[2]] = member
     if len(folders) != 1 or MANIFEST not in members:
         raise BundleError(f"{path} does not hold one bundle with a {MANIFEST}; expected a wheel by `warpsmith build`")
-    return folders.pop(), members
+    return folders.pop(), members, metadata

@@ -22,16 +22,17 @@ from pathlib import Path
 from warpsmith.bundle.files import is_stale, sync_folder, temporary_name, write_file
 from warpsmith.bundle.manifest import MANIFEST, Manifest, parse_manifest
 from warpsmith.bundle.reader import ASIDE, UNFINISHED, beside, cubin_file
-from warpsmith.bundle.wheel import ENTRY_POINTS, package_name
+from warpsmith.bundle.signature import SIGNATURE, SigningKey
+from warpsmith.bundle.wheel import distribution_name, entry_points, package_name, wheel_version
 from warpsmith.errors import BundleError
 
-_OWN_FILE = re.compile(r"manifest\.json|cubins/[0-9a-f]{64}\.cubin")
+_OWN_FILE = re.compile(r"manifest\.json|manifest\.sig|cubins/[0-9a-f]{64}\.cubin")
 _VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9]+(\.[a-z0-9]+)*)?")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip archive can name
 _ATTEMPTS = 20
 
 
-def write_bundle(out: Path, manifest: Manifest, cubins: Mapping[str, bytes]) -> Path:
+def write_bundle(out: Path, manifest: Manifest, cubins: Mapping[str, bytes], signing: SigningKey | None = None) -> Path:
     """Write a bundle as a directory; the bundle that is there, if any, is replaced whole or left whole.
 
     Parameters
@@ -42,6 +43,8 @@ def write_bundle(out: Path, manifest: Manifest, cubins: Mapping[str, bytes]) -> 
         What the bundle holds.
     cubins
         SHA-256 in hex → the cubin, for each of the manifest's and no other.
+    signing
+        The key that signs the manifest; by default it is not signed.
 
     Returns
     -------
@@ -53,7 +56,7 @@ def write_bundle(out: Path, manifest: Manifest, cubins: Mapping[str, bytes]) -> 
     BundleError
         If the cubins do not fit the manifest, the directory holds anything else, or it cannot be written.
     """
-    files = _files(manifest, cubins)
+    files = _files(manifest, cubins, signing)
     place = Path(os.path.realpath(out))
     with _writing(out):
         _check_place(place)
@@ -73,20 +76,20 @@ def write_bundle(out: Path, manifest: Manifest, cubins: Mapping[str, bytes]) -> 
     return out
 
 
-def write_wheel(dist: Path, manifest: Manifest, cubins: Mapping[str, bytes]) -> Path:
+def write_wheel(dist: Path, manifest: Manifest, cubins: Mapping[str, bytes], signing: SigningKey | None = None) -> Path:
     """Write a bundle as a wheel: data only, found by its entry point once it is installed.
 
     Parameters
     ----------
     dist
         The directory for the wheel; a wheel of the same name is replaced.
-    manifest, cubins
+    manifest, cubins, signing
         As for `write_bundle`.
 
     Returns
     -------
     Path
-        The wheel, ``warpsmith_bundle_<target>-<version>-py3-none-any.whl``.
+        The wheel, ``warpsmith_bundle_<target>-<version>-py3-none-any.whl``; the version is `wheel_version`'s.
 
     Raises
     ------
@@ -96,9 +99,9 @@ def write_wheel(dist: Path, manifest: Manifest, cubins: Mapping[str, bytes]) -> 
     if not _VERSION.fullmatch(manifest.package_version):
         raise BundleError(f"version {manifest.package_version!r} is not one that a wheel can have, such as 0.1.0")
     package = package_name(manifest.target)
-    files = [(f"{package}/{name}", data) for name, data in _files(manifest, cubins)]
+    files = [(f"{package}/{name}", data) for name, data in _files(manifest, cubins, signing)]
     files += _metadata(manifest, package, files)
-    wheel = dist / f"{package}-{manifest.package_version}-py3-none-any.whl"
+    wheel = dist / f"{package}-{wheel_version(manifest)}-py3-none-any.whl"
     fresh = _beside(wheel, UNFINISHED)
     with _writing(wheel):
         dist.mkdir(parents=True, exist_ok=True)
@@ -117,7 +120,7 @@ def write_wheel(dist: Path, manifest: Manifest, cubins: Mapping[str, bytes]) -> 
     return wheel
 
 
-def _files(manifest: Manifest, cubins: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
+def _files(manifest: Manifest, cubins: Mapping[str, bytes], signing: SigningKey | None) -> list[tuple[str, bytes]]:
     """The bundle's files, sorted, once manifest and cubins have been held against each other."""
     text = manifest.to_json().encode()
     if parse_manifest(text) != manifest:
@@ -129,19 +132,20 @@ def _files(manifest: Manifest, cubins: Mapping[str, bytes]) -> list[tuple[str, b
             raise BundleError(f"{manifest.id(entry)}: the manifest's digest or size is not that of the cubin given")
     for digest in sorted(set(cubins) - set(sizes)):
         raise BundleError(f"a cubin with SHA-256 {digest} was given, but the manifest does not list it")
-    return sorted([(MANIFEST, text), *((cubin_file(digest), cubins[digest]) for digest in sizes)])
+    signature = [(SIGNATURE, signing.sign(text))] if signing else []
+    return sorted([(MANIFEST, text), *signature, *((cubin_file(digest), cubins[digest]) for digest in sizes)])
 
 
 def _metadata(manifest: Manifest, package: str, files: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     """The wheel's dist-info; RECORD, which lists all the rest with its digests, comes last."""
-    folder = f"{package}-{manifest.package_version}.dist-info"
-    name = package.replace("_", "-")
+    version = wheel_version(manifest)
+    folder = f"{package}-{version}.dist-info"
     texts = {
-        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {manifest.package_version}\n"
+        "METADATA": f"Metadata-Version: 2.1\nName: {distribution_name(manifest.target)}\nVersion: {version}\n"
         f"Summary: Warpsmith kernels, built for {manifest.target}\nLicense: Apache-2.0\n",
         "WHEEL": f"Wheel-Version: 1.0\nGenerator: warpsmith {manifest.package_version}\n"
         "Root-Is-Purelib: true\nTag: py3-none-any\n",
-        "entry_points.txt": f"[{ENTRY_POINTS}]\n{manifest.target} = {package}\n",
+        "entry_points.txt": entry_points(manifest.target),
     }
     made = [(f"{folder}/{file}", text.encode()) for file, text in sorted(texts.items())]
     record = f"{folder}/RECORD"

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from warpsmith.arch import CAPABILITIES, Capability, Target
+from warpsmith.arch import CAPABILITIES, Capability, Target, candidates
 from warpsmith.catalog.resolve import Availability, DeviceFacts, available_everywhere, resolve
+from warpsmith.catalog.shapes import Model, Reached, check_model, reached
+from warpsmith.catalog.source import digest_parts
 from warpsmith.catalog.spec import (
     NO_FORMAT,
     Catalog,
@@ -29,10 +34,50 @@ _PROBE_SIZES = (1, 16, 64, 128, 4096, 65536)
 
 @dataclass(frozen=True)
 class Selection:
-    """What a build is asked for; empty means everything."""
+    """What a build is asked for: the modules, the formats and the models' shapes; empty means everything."""
 
     modules: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
+    models: tuple[Model, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything is asked for."""
+        return not (self.modules or self.formats or self.models)
+
+    def canonical(self) -> Selection:
+        """The same selection, always written the same way."""
+        models = sorted({Model(m.name, tuple(sorted(set(m.shapes)))) for m in self.models})
+        return Selection(tuple(sorted(set(self.modules))), tuple(sorted(set(self.formats))), tuple(models))
+
+    def document(self) -> dict[str, Any]:
+        """The selection as JSON."""
+        found: dict[str, Any] = {"modules": list(self.modules), "formats": list(self.formats)}
+        if self.models:
+            found["models"] = [model.document() for model in self.models]
+        return found
+
+    def tag(self) -> str:
+        """Eight hexadecimal digits that tell selections apart, as a wheel's local version; empty if it is everything.
+
+        They begin with a letter: a version's part of digits alone is a number, and loses its leading zeros.
+        """
+        if self.whole:
+            return ""
+        digest = digest_parts([json.dumps(self.canonical().document(), sort_keys=True)])
+        found = re.search("[a-f][0-9a-f]{7}", digest)
+        return found[0] if found else f"a{digest[:7]}"
+
+    def lacks(self, catalog: Catalog, kernel: str, problem: Problem) -> str:
+        """What a bundle of this selection was built without, if that is why it does not have a problem's kernel."""
+        module = catalog.kernel(kernel).module
+        if self.modules and module not in self.modules:
+            return f"without the module {module}, for {', '.join(self.modules)} alone"
+        if not self.wants_format(problem.format):
+            return f"without {problem.format}, for {', '.join(self.formats)} alone"
+        if self.models and not any(s.holds(problem) for m in self.models for s in m.shapes):
+            return f"without {problem}, for the shapes of {', '.join(m.name for m in self.models)} alone"
+        return ""
 
     def wants_format(self, format: str) -> bool:
         """Whether a format was asked for, or is a pair of which one operand's was."""
@@ -64,7 +109,7 @@ def plan(catalog: Catalog, targets: Sequence[Target], selection: Selection | Non
     Raises
     ------
     InvalidArgumentError
-        If the selection names a module or format that does not exist.
+        If the selection names a module, format or shape that does not exist.
     """
     chosen = selection or Selection()
     _check_selection(catalog, chosen)
@@ -92,19 +137,38 @@ def _check_selection(catalog: Catalog, selection: Selection) -> None:
         for name in given:
             if name not in known:
                 raise InvalidArgumentError(f"unknown {what} {name!r}; expected one of {', '.join(known)}")
+    for model in selection.models:
+        check_model(catalog, model)
 
 
 def _reachable(catalog: Catalog, target: Target, selection: Selection) -> Iterator[CubinId]:
+    asked = {
+        (r.kernel.name, r.variant.name)
+        for capability in (target.serves if selection.models else ())
+        for r in _asked(catalog, selection, capability)
+        if r.kernel is not None and r.variant is not None
+    }
     for kernel in catalog.kernels:
         if not kernel.builds_for(target) or (selection.modules and kernel.module not in selection.modules):
             continue
         for variant in kernel.variants:
-            if any(
+            if selection.models:
+                if (kernel.name, variant.name) in asked:
+                    yield CubinId(kernel.name, variant.name, target)
+            elif any(
                 selection.wants_format(w.format) and _reaches(catalog, kernel, variant, w, capability)
                 for w in variant.witnesses
                 for capability in target.serves
             ):
                 yield CubinId(kernel.name, variant.name, target)
+
+
+def _asked(catalog: Catalog, selection: Selection, capability: Capability) -> Iterator[Reached]:
+    """What the selection's models reach on a capability, within its formats."""
+    for shapes in dict.fromkeys(s for m in selection.models for s in m.shapes):
+        for found in reached(catalog, shapes, capability):
+            if selection.wants_format(found.fields.get("format", NO_FORMAT)):
+                yield found
 
 
 def _reaches(catalog: Catalog, kernel: Kernel, variant: Variant, witness: Problem, on: Capability) -> bool:
@@ -142,13 +206,17 @@ def broken_promises(
     """The promises for a capability that dispatch does not keep with what is available, one finding each."""
     chosen = selection or Selection()
     found = []
+    asked = list(_asked(catalog, chosen, capability))
     for operation in catalog.operations:
         for format in operation.formats:
             promise = catalog.promise(operation.name, format, capability)
             if promise is None:
                 found.append(_unpromised(operation.name, format, capability))
             elif promise.kernel is not None and chosen.wants(catalog, promise):
-                reason = _why_broken(catalog, promise, operation, availability)
+                if chosen.models:
+                    reason = _why_unreached(promise, asked, availability)
+                else:
+                    reason = _why_broken(catalog, promise, operation, availability)
                 if reason:
                     where = f" (target {target})" if target else ""
                     found.append(
@@ -186,6 +254,27 @@ def _why_broken(catalog: Catalog, promise: Promise, operation: Operation, availa
                 )
             if decision.choice.kernel != promise.kernel:
                 return f"{problem} is served by {decision.choice.kernel} instead"
+    return ""
+
+
+def _why_unreached(promise: Promise, asked: Sequence[Reached], availability: Availability) -> str:
+    """As `_why_broken`, over exactly the shapes that were asked for."""
+    for found in asked:
+        if (found.shapes.operation, found.fields.get("format", "-")) != (promise.operation, promise.format):
+            continue
+        if found.kernel is None or found.variant is None:
+            return f"{found} finds nothing (no kernel computes it)"
+        if found.kernel.name != promise.kernel:
+            return f"{found} is served by {found.kernel.name} instead"
+        cubins = [
+            CubinId(found.kernel.name, found.variant.name, target)
+            for target in candidates(promise.capability)
+            if found.kernel.builds_for(target)
+        ]
+        reasons = [availability(cubin) for cubin in cubins]
+        if None not in reasons:
+            told = "; ".join(f"{cubin} {reason}" for cubin, reason in zip(cubins, reasons, strict=True))
+            return f"{found} finds nothing ({told or 'no target has it'})"
     return ""
 
 

@@ -99,6 +99,7 @@ def _summary(bundle: Bundle) -> str:
             "holds": f"{len(bundle.manifest.cubins)} cubins, {about['bytes']} bytes",
             "modules": ", ".join(chosen.modules) or "all",
             "formats": ", ".join(chosen.formats) or "all",
+            "models": ", ".join(m.name for m in chosen.models) or "all",
         }
     )
 

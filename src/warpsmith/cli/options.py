@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from warpsmith.arch import Capability, Target, parse, parse_list
 from warpsmith.catalog.plan import Selection
+from warpsmith.catalog.shapes import read_models
+from warpsmith.catalog.spec import Catalog
 from warpsmith.errors import InvalidArgumentError
 from warpsmith.settings import Settings
 
@@ -22,6 +25,10 @@ ArchOption = Annotated[str, typer.Option("--arch", help=_ARCH_HELP, show_default
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 ModulesOption = Annotated[str, typer.Option("--modules", help="Only these modules.", show_default="all")]
 FormatsOption = Annotated[str, typer.Option("--formats", help="Only these formats.", show_default="all")]
+ModelsOption = Annotated[
+    Path | None,
+    typer.Option("--models", metavar="FILE", help="Only what the shapes in this file reach.", show_default="all"),
+]
 
 _PLAIN = re.compile(r"[0-9]+\.?[0-9]")
 
@@ -31,9 +38,21 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(w for w in re.split(r"[\s,;]+", text) if w)
 
 
-def selection(modules: str, formats: str) -> Selection:
-    """What ``--modules`` and ``--formats`` select."""
-    return Selection(words(modules), words(formats))
+def selection(catalog: Catalog, modules: str, formats: str, models: Path | None) -> Selection:
+    """What ``--modules``, ``--formats`` and ``--models`` select.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the models file cannot be read, or does not fit the catalog.
+    """
+    if models is None:
+        return Selection(words(modules), words(formats))
+    try:
+        text = models.read_bytes()
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read --models {models}: {error.strerror}") from error
+    return Selection(words(modules), words(formats), read_models(text, catalog))
 
 
 def targets(arch: str, settings: Settings) -> tuple[Target, ...]:

@@ -8,20 +8,33 @@ from warpsmith.catalog import CATALOG
 from warpsmith.catalog.plan import Plan, Selection, check
 from warpsmith.catalog.plan import plan as make_plan
 from warpsmith.catalog.spec import Catalog, Finding
-from warpsmith.cli.options import ArchOption, FormatsOption, JsonOption, ModulesOption, selection, targets
+from warpsmith.cli.options import (
+    ArchOption,
+    FormatsOption,
+    JsonOption,
+    ModelsOption,
+    ModulesOption,
+    selection,
+    targets,
+)
 from warpsmith.cli.report import Report, command, cubin_document, table, target_document
 from warpsmith.settings import Settings
 
 
 def plan(
-    arch: ArchOption = "", modules: ModulesOption = "", formats: FormatsOption = "", json: JsonOption = False
+    arch: ArchOption = "",
+    modules: ModulesOption = "",
+    formats: FormatsOption = "",
+    models: ModelsOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Modules and cubins of each target, and the promises that would not be kept, with the reason."""
     with command(json) as report:
         wanted = targets(arch, Settings.from_environment())
-        planned, findings = order(CATALOG, wanted, selection(modules, formats))
+        chosen = selection(CATALOG, modules, formats, models)
+        planned, findings = order(CATALOG, wanted, chosen)
         report.findings += findings
-        describe(report, CATALOG, planned, selection(modules, formats))
+        describe(report, CATALOG, planned, chosen)
 
 
 def order(catalog: Catalog, wanted: tuple[Target, ...], chosen: Selection) -> tuple[Plan, list[Finding]]:

@@ -3,41 +3,44 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import warpsmith
 from warpsmith.arch import CUDA13_DRIVER
+from warpsmith.bundle.store import examine
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.plan import probe_problems
 from warpsmith.catalog.resolve import DeviceFacts
-from warpsmith.catalog.spec import Finding
+from warpsmith.catalog.spec import Finding, Problem
+from warpsmith.cli.diagnoses import found
 from warpsmith.errors import (
     BundleError,
     DriverError,
     InvalidArgumentError,
+    SignatureError,
     ToolchainError,
     UnsupportedError,
     WarpsmithError,
 )
-from warpsmith.settings import Settings
+from warpsmith.settings import Settings, library_path
 
 if TYPE_CHECKING:
     from warpsmith.runtime.search import Place
 
 PACKAGES = ("numpy", "ml_dtypes", "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvdisasm", "torch")
+_DAMAGED_ENTRIES = 10  # more are not counted
 NOWHERE = Path(os.devnull)
 """A cache folder for when even the settings cannot be read: nothing can be written there."""
-
-_DEVICE_FAILS = "device-failing", "look at nvidia-smi; the driver has to be installed and running"
-_REINSTALL = "pip install --force-reinstall warpsmith, in a fresh virtual environment if that does not help"
 
 
 @dataclass
@@ -66,8 +69,8 @@ def guarded(name: str, probe: Callable[[], Result]) -> Result:
             warnings.simplefilter("ignore")  # what is warned of elsewhere is a finding here
             return probe()
     except Exception as error:
-        text = f"looking at {name} failed: {type(error).__name__}: {error}"
-        return Result(None, [text], [Finding("probe-failed", name, text, _REINSTALL)])
+        finding = found("probe-failed", name, name=name, error=f"{type(error).__name__}: {error}")
+        return Result(None, [finding.message], [finding])
 
 
 def installation() -> Result:
@@ -95,12 +98,13 @@ def installation() -> Result:
             copies[package.resolve()] = None
     if len(copies) > 1:
         others = ", ".join(str(c) for c in copies if c != own)
-        message = f"there are {len(copies)} copies of warpsmith on sys.path: {own} is used, it hides {others}"
-        result.findings.append(Finding("copies", str(own), message, f"remove the copies that are not wanted: {others}"))
+        result.findings.append(found("copies", str(own), count=len(copies), own=own, others=others))
     installed = sorted({d.version for d in metadata.distributions(name="warpsmith")})
     if installed and installed != [warpsmith.__version__]:
-        message = f"the code is warpsmith {warpsmith.__version__}, but installed is {', '.join(installed)}"
-        result.findings.append(Finding("version-mixed", "warpsmith", message, _REINSTALL))
+        versions_text = ", ".join(installed)
+        result.findings.append(
+            found("version-mixed", "warpsmith", version=warpsmith.__version__, installed=versions_text)
+        )
     return result
 
 
@@ -114,19 +118,18 @@ def _version(name: str) -> str:
 def settings() -> Result:
     """The environment variables; `facts` is a `Settings`, of the defaults where they cannot be read."""
     try:
-        found = Settings.from_environment()
+        read = Settings.from_environment()
     except WarpsmithError as error:
-        fix = "correct the variable, or unset it"
-        return Result(Settings(), [f"not readable: {error}"], [Finding("settings", "environment", str(error), fix)])
+        return Result(Settings(), [f"not readable: {error}"], [found("settings", "environment", error=error)])
     given = {
-        "WARPSMITH_ARCH_LIST": found.arch_list,
-        "WARPSMITH_BUNDLE_PATH": os.pathsep.join(map(str, found.bundle_path)),
-        "WARPSMITH_CACHE_DIR": found.cache_dir,
-        "WARPSMITH_JIT": "allow" if found.jit else "forbid",
-        "WARPSMITH_TUNING_PATH": found.tuning_path or "",
-        "WARPSMITH_REQUIRE_SIGNATURE": found.require_signature or "",
+        "WARPSMITH_ARCH_LIST": read.arch_list,
+        "WARPSMITH_BUNDLE_PATH": os.pathsep.join(map(str, read.bundle_path)),
+        "WARPSMITH_CACHE_DIR": read.cache_dir,
+        "WARPSMITH_JIT": "allow" if read.jit else "forbid",
+        "WARPSMITH_TUNING_PATH": read.tuning_path or "",
+        "WARPSMITH_REQUIRE_SIGNATURE": read.require_signature or "",
     }
-    return Result(found, [f"{name}={value}" for name, value in given.items() if value != ""])
+    return Result(read, [f"{name}={value}" for name, value in given.items() if value != ""])
 
 
 def cache(settings: Settings) -> Result:
@@ -140,10 +143,16 @@ def cache(settings: Settings) -> Result:
     facts = {"path": str(folder), "writable": writable, "entries": len(sizes), "bytes": sum(sizes)}
     state = "can be written" if writable else "cannot be written"
     result = Result(facts, [f"{folder} {state}; {len(sizes)} entries, {sum(sizes)} bytes"])
-    if not writable and settings.jit:
-        message = f"the compile cache {folder} cannot be written, so kernels compiled on demand are not kept"
-        fix = f"make {nearest} a folder that this user can write, or set WARPSMITH_CACHE_DIR to one"
-        result.findings.append(Finding("cache-readonly", str(folder), message, fix))
+    unreadable = folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
+    if unreadable and settings.jit:
+        result.findings.append(found("cache-unreadable", str(folder), folder=folder, reason="permission denied"))
+    elif not writable and settings.jit:
+        result.findings.append(found("cache-readonly", str(folder), folder=folder, nearest=nearest))
+    damaged = [] if unreadable else list(islice(examine(folder), _DAMAGED_ENTRIES))
+    if damaged and settings.jit:
+        key, reason = damaged[0]
+        count = f"{len(damaged)}{' or more' if len(damaged) == _DAMAGED_ENTRIES else ''}"
+        result.findings.append(found("cache-damaged", str(folder), folder=folder, count=count, first=f"{key} {reason}"))
     return result
 
 
@@ -152,20 +161,34 @@ def toolchain() -> Result:
     from warpsmith.compiler.toolchain import find_toolchain
 
     try:
-        found = find_toolchain()
+        tools = find_toolchain()
     except ToolchainError as error:
         result = Result({"error": str(error)}, [str(error)])
         if _version("nvidia-cuda-nvrtc"):
-            fix = "pip install -U 'warpsmith[build]'"
-            result.findings.append(Finding("toolchain", "NVRTC", f"NVRTC is installed, but unusable: {error}", fix))
+            result.findings.append(found("toolchain", "NVRTC", error=error))
         return result
     facts = {
-        "nvrtc": found.nvrtc_version,
-        "nvrtc_path": str(found.nvrtc),
-        "nvdisasm": found.disasm_version,
-        "nvdisasm_path": str(found.nvdisasm),
+        "nvrtc": tools.nvrtc_version,
+        "nvrtc_path": str(tools.nvrtc),
+        "nvdisasm": tools.disasm_version,
+        "nvdisasm_path": str(tools.nvdisasm),
     }
-    return Result(facts, [f"NVRTC {found.nvrtc_version}, nvdisasm {found.disasm_version}"])
+    result = Result(facts, [f"NVRTC {tools.nvrtc_version}, nvdisasm {tools.disasm_version}"])
+    for own, other in shadows(tools.nvrtc, library_path()):
+        result.findings.append(
+            found("nvrtc-shadowed", str(other), own=own, other=other, version=tools.nvrtc_version, folder=other.parent)
+        )
+    return result
+
+
+def shadows(nvrtc: Path, folders: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """(own, other) libraries of NVRTC's folder that another of the same name and other content comes before."""
+    hidden = []
+    for own in sorted(nvrtc.parent.glob("libnvrtc*.so*")):
+        others = [folder / own.name for folder in folders if (folder / own.name).is_file()]
+        if others and not filecmp.cmp(own, others[0], shallow=False):
+            hidden.append((own, others[0]))
+    return hidden
 
 
 def driver() -> Result:
@@ -177,25 +200,21 @@ def driver() -> Result:
     except DriverError as error:
         result = Result({"version": 0, "error": str(error)}, [f"none: {error}"])
         if sys.platform != "darwin" and not _version("cuda-bindings"):
-            fix = "pip install 'cuda-bindings>=12.9.4,<14'"
-            message = "the package cuda-bindings is not installed, so no GPU can be used"
-            result.findings.append(Finding("cuda-bindings", "cuda-bindings", message, fix))
+            result.findings.append(found("cuda-bindings", "cuda-bindings"))
         elif gpu_nodes():
-            message = f"there is a GPU ({', '.join(gpu_nodes())}), but its driver cannot be used: {error}"
-            fix = "install the NVIDIA driver R580 or newer; in a container, run it with the GPU (--gpus all)"
-            result.findings.append(Finding("driver", "libcuda", message, fix))
+            result.findings.append(found("driver", "libcuda", nodes=", ".join(gpu_nodes()), error=error))
         return result
     result = Result({"version": version}, [f"for {version_text(version)}"])
     if version < CUDA13_DRIVER:
-        message = f"the driver is for {version_text(version)}, but kernels need {version_text(CUDA13_DRIVER)} (R580)"
-        result.findings.append(Finding("driver-too-old", "driver", message, "install the NVIDIA driver R580 or newer"))
+        texts = {"version": version_text(version), "needed": version_text(CUDA13_DRIVER)}
+        result.findings.append(found("driver-too-old", "driver", **texts))
     return result
 
 
 def gpu_nodes(root: Path = Path("/dev")) -> list[str]:
     """Signs of a GPU that do not need a working driver: the kernel module's device files, or WSL's."""
-    found = [p for p in root.glob("nvidia*") if p.name.removeprefix("nvidia").isdigit()]
-    return [str(p) for p in (*sorted(found), root / "dxg") if p.exists()]
+    numbered = [p for p in root.glob("nvidia*") if p.name.removeprefix("nvidia").isdigit()]
+    return [str(p) for p in (*sorted(numbered), root / "dxg") if p.exists()]
 
 
 def devices() -> Result:
@@ -208,19 +227,16 @@ def devices() -> Result:
     except DriverError as error:
         result = Result([], ["none"])
         if gpu_nodes() and _version("cuda-bindings"):
-            message = f"there is a GPU ({', '.join(gpu_nodes())}), but it cannot be used: {error}"
-            fix = "look at nvidia-smi and CUDA_VISIBLE_DEVICES"
-            result.findings.append(Finding("devices", "CUDA", message, fix))
+            result.findings.append(found("devices", "CUDA", nodes=", ".join(gpu_nodes()), error=error))
         return result
     result = Result([])
     for index in range(count):
         try:
             facts = device_facts(index)
         except (UnsupportedError, DriverError) as error:
-            known = isinstance(error, UnsupportedError)
-            code, fix = ("device-unsupported", "use another device, or a newer warpsmith") if known else _DEVICE_FAILS
+            code = "device-unsupported" if isinstance(error, UnsupportedError) else "device-failing"
             result.lines.append(f"{index}: {error}")
-            result.findings.append(Finding(code, f"device {index}", str(error), fix))
+            result.findings.append(found(code, f"device {index}", error=error))
             continue
         result.facts.append((index, facts))
         result.lines.append(f"{index}: {facts}, {facts.sm_count} multiprocessors")
@@ -231,14 +247,20 @@ def bundles(settings: Settings) -> Result:
     """Bundles on the bundle path and installed ones, each read whole; `facts` is the places that dispatch searches."""
     from warpsmith.bundle.audit import audit
     from warpsmith.bundle.find import installed_bundles
+    from warpsmith.bundle.signature import read_public_key
     from warpsmith.runtime.search import find_places
 
-    places = find_places(settings.bundle_path, installed_bundles)
+    required = settings.require_signature
+    try:
+        key = read_public_key(required) if required else None
+    except WarpsmithError as error:
+        named = f"WARPSMITH_REQUIRE_SIGNATURE: {error}"
+        return Result((), [named], [found("settings", "environment", error=named)])
+    places = find_places(settings.bundle_path, installed_bundles, key)
     result = Result(places)
     for place in places:
         for reason in place.damaged:
-            fix = "build or install it again, or take it out of the search"
-            result.findings.append(Finding("bundle-unreadable", place.name, f"{place.name}: {reason}", fix))
+            result.findings.append(found("bundle-unreadable", place.name, place=place.name, reason=reason))
         for bundle in place.bundles:
             result.lines.append(
                 f"{bundle.path}: {bundle.manifest.target}, {len(bundle.manifest.cubins)} cubins, "
@@ -246,12 +268,8 @@ def bundles(settings: Settings) -> Result:
             )
             wrong = audit([bundle], (), CATALOG)
             if wrong:
-                message = f"{bundle.path} has {len(wrong)} findings, the first: {wrong[0].message}"
-                result.findings.append(
-                    Finding(
-                        "bundle-damaged", str(bundle.path), message, f"warpsmith audit {bundle.path} names them all"
-                    )
-                )
+                texts = {"path": bundle.path, "count": len(wrong), "first": wrong[0].message}
+                result.findings.append(found("bundle-damaged", str(bundle.path), **texts))
     if not result.lines:
         result.lines.append("none")
     return result
@@ -275,36 +293,53 @@ def coverage(
     pathless = replace(settings, bundle_path=())
     try:
         runtime = Runtime(pathless, CATALOG, installed=lambda: listed, jit=KnownJit(pathless, CATALOG))
-    except InvalidArgumentError as error:
-        fix = "correct the variable that the message names, or unset it"
-        return Result({}, [str(error)], [Finding("settings", "environment", str(error), fix)])
+    except (InvalidArgumentError, SignatureError) as error:
+        return Result({}, [str(error)], [found("settings", "environment", error=error)])
     result = Result({})
     for facts in dict.fromkeys(devices):
         counts = {"bundle": 0, "jit": 0, "missing": 0}
+        lost: list[tuple[str, Problem]] = []
         for operation in CATALOG.operations:
             for format in operation.formats:
                 promise = CATALOG.promise(operation.name, format, facts.capability)
                 if promise is None or promise.kernel is None:
                     continue
-                located = runtime.locate(next(probe_problems(operation, format)), facts)
+                problem = next(probe_problems(operation, format))
+                located = runtime.locate(problem, facts)
                 missing = located.decision.choice is None
                 counts["missing" if missing else "bundle" if located.bundle else "jit"] += 1
+                if missing:
+                    lost.append((promise.kernel, problem))
         result.facts[str(facts.capability)] = counts
         result.lines.append(
             f"{facts}: {counts['bundle']} operations and formats from bundles, {counts['jit']} by compiling on demand, "
             f"{counts['missing']} not at all"
         )
         if counts["missing"]:
-            result.findings.append(_uncovered(facts, counts["missing"], compiles))
+            result.findings += _uncovered(facts, lost, places, compiles, settings)
     return result
 
 
-def _uncovered(facts: DeviceFacts, missing: int, compiles: str | None) -> Finding:
+def _uncovered(
+    facts: DeviceFacts,
+    lost: Sequence[tuple[str, Problem]],
+    places: Sequence[Place],
+    compiles: str | None,
+    settings: Settings,
+) -> Iterator[Finding]:
+    """That kernels are missing on a device, and what may be the reason."""
+    device = {"device": facts, "capability": facts.capability}
+    subject = str(facts.capability)
     why = f"and {compiles}" if compiles else "although compiling is possible"
-    return Finding(
-        "kernels-missing",
-        str(facts.capability),
-        f"{facts} has no kernel for {missing} operations and formats: no bundle has them, {why}",
-        f"warpsmith build --arch {facts.capability} --out DIR and WARPSMITH_BUNDLE_PATH=DIR; or pip install "
-        "'warpsmith[build]' and WARPSMITH_JIT=allow",
-    )
+    yield found("kernels-missing", subject, missing=len(lost), why=why, **device)
+    here = [b for place in places for b in place.bundles]
+    running = [b for b in here if b.manifest.target.runs_on(facts.capability)]
+    if here and not running:
+        yield found("wrong-target", subject, targets=", ".join(str(b.manifest.target) for b in here), **device)
+    for bundle in running:
+        parts = [bundle.manifest.selection.lacks(CATALOG, kernel, problem) for kernel, problem in lost]
+        lacks = next(filter(None, parts), "")
+        if lacks:
+            yield found("bundle-partial", str(bundle.path), path=bundle.path, lacks=lacks, **device)
+    if settings.jit and compiles and not _version("nvidia-cuda-nvrtc"):
+        yield found("nvrtc-missing", subject, error=compiles, capability=facts.capability)

@@ -12,8 +12,10 @@ from pathlib import Path
 from warpsmith._version import __version__
 from warpsmith.arch import CAPABILITIES, Target
 from warpsmith.bundle.audit import audit
+from warpsmith.bundle.index import write_index
 from warpsmith.bundle.manifest import CubinEntry, Manifest
 from warpsmith.bundle.reader import open_bundle
+from warpsmith.bundle.signature import SigningKey
 from warpsmith.bundle.writer import write_bundle, write_wheel
 from warpsmith.catalog.plan import Plan, Selection, broken_promises, check, plan
 from warpsmith.catalog.spec import Catalog, CubinId, Finding
@@ -57,6 +59,7 @@ def build(
     store: ByteStore | None = None,
     executor: Executor | None = None,
     wheel: bool = False,
+    signing: SigningKey | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Compile the plan of a catalog and write one bundle a target.
@@ -70,7 +73,7 @@ def build(
     out
         The directory that gets ``<target>/``, or the wheels. An older bundle of the same target is replaced whole.
     selection
-        Modules and formats to build; by default all.
+        Modules, formats and models' shapes to build for; by default all.
     jobs
         Worker processes at most; by default what cores and memory bear.
     store
@@ -78,7 +81,9 @@ def build(
     executor
         Runs the jobs in place of local workers, on a cluster for example.
     wheel
-        Write installable wheels in place of directories.
+        Write installable wheels in place of directories, and an index of all wheels there.
+    signing
+        The key that signs each bundle; by default none does.
     progress
         Called with (cubins done, cubins in all, the last one).
 
@@ -100,7 +105,7 @@ def build(
     Two builds of the same sources with the same toolchain write the same bytes.
     """
     start = time.monotonic()
-    chosen = _sorted(selection or Selection())
+    chosen = (selection or Selection()).canonical()
     wanted = _planned(catalog, targets, chosen)
     _make_folder(out)
     toolchain = find_toolchain()
@@ -117,8 +122,10 @@ def build(
     written = []
     for target in wanted.targets:
         manifest = _manifest(target, wanted, outcome, toolchain, chosen, digest)
-        written.append(_write(out, manifest, outcome, wheel))
-    findings = audit([open_bundle(path) for path in written], None, catalog)
+        written.append(_write(out, manifest, outcome, wheel, signing))
+    if wheel:
+        write_index(out)
+    findings = audit([open_bundle(path) for path in written], None, catalog, signing.public if signing else None)
     elapsed = time.monotonic() - start
     return BuildReport(tuple(written), outcome.compiled, outcome.cached, elapsed, tuple(findings))
 
@@ -139,11 +146,6 @@ def compile_one(
     """
     outcome = compile_cubins(catalog, [cubin], toolchain=toolchain or find_toolchain(), cache=Cache(store), jobs=1)
     return outcome.cubins[cubin]
-
-
-def _sorted(selection: Selection) -> Selection:
-    """The same selection always written the same way."""
-    return Selection(tuple(sorted(set(selection.modules))), tuple(sorted(set(selection.formats))))
 
 
 def _planned(catalog: Catalog, targets: Sequence[Target], selection: Selection) -> Plan:
@@ -179,10 +181,12 @@ def _manifest(
     )
 
 
-def _write(out: Path, manifest: Manifest, outcome: Outcome, wheel: bool) -> Path:
+def _write(out: Path, manifest: Manifest, outcome: Outcome, wheel: bool, signing: SigningKey | None) -> Path:
     cubins = {entry.sha256: data for entry, data in outcome.cubins.values()}
     own = {entry.sha256: cubins[entry.sha256] for entry in manifest.cubins}
-    return write_wheel(out, manifest, own) if wheel else write_bundle(out / str(manifest.target), manifest, own)
+    if wheel:
+        return write_wheel(out, manifest, own, signing)
+    return write_bundle(out / str(manifest.target), manifest, own, signing)
 
 
 def _make_folder(out: Path) -> None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from warpsmith.compiler.sass import Census
 from warpsmith.errors import StoreError
@@ -24,6 +25,14 @@ class ByteStore(Protocol):
 
     def put(self, key: str, data: bytes) -> None:
         """Keep a value in place of what is there; raises `StoreError` or `OSError` if it cannot."""
+
+
+@runtime_checkable
+class AheadStore(ByteStore, Protocol):
+    """A store that is far away, and reads side by side what it is told will be asked for."""
+
+    def expect(self, keys: Sequence[str]) -> None:
+        """These will be asked for, in this order."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,11 @@ class Cache:
 
     def __init__(self, store: ByteStore | None) -> None:
         self._readable = self._writable = store
+
+    def expect(self, keys: Sequence[str]) -> None:
+        """Tell a store that reads ahead what will be asked for."""
+        if isinstance(self._readable, AheadStore):
+            self._readable.expect(keys)
 
     def get(self, key: str, disassembler: str) -> Artifact | None:
         """The artifact under a key, or None if there is none that can be used."""

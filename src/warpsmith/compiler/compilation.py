@@ -80,6 +80,7 @@ def compile_cubins(
         If a worker finds no usable NVRTC or nvdisasm.
     """
     run = _Run(catalog, cubins, toolchain, cache, progress)
+    cache.expect([item.key for item in run.items])
     missing = [item for item in run.items if not run.take_cached(item)]
     if missing:
         workers = min(jobs or default_jobs(), len(missing))

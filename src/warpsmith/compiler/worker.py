@@ -18,6 +18,7 @@ import struct
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from warpsmith.errors import ToolchainError
@@ -58,6 +59,13 @@ def read_frame(stream: BinaryIO) -> tuple[Header, bytes] | None:
     return header, blob
 
 
+def _load_builtins(path: str) -> None:
+    """Load the builtins library beside NVRTC first: NVRTC opens it by name, and not every one looks beside itself."""
+    if sys.platform != "win32":
+        for library in sorted(Path(path).parent.glob("libnvrtc-builtins.so.*")):
+            ctypes.CDLL(str(library))
+
+
 class Nvrtc:
     """The compiler library of one path, refused if it is older than CUDA 13.
 
@@ -71,6 +79,7 @@ class Nvrtc:
         if sys.platform == "win32":
             os.add_dll_directory(os.path.split(path)[0])  # where its builtins library lies
         try:
+            _load_builtins(path)
             self._library = ctypes.CDLL(path)
         except OSError as error:
             raise ToolchainError(f"cannot load NVRTC from {path}: {error}; pip install 'warpsmith[build]'") from error

@@ -119,7 +119,15 @@ def quantize_cases(operation: str, format: str, dtype: str) -> Iterator[Case]:
     base = Case(operation, format, dtype, LINEAR, 1, 1, block)
     silu = operation == "silu_and_mul_quantize"
     for layout in spec.layouts:
-        for m, k in ((1, block), (3, 7 * block), (17, 2 * block), (129, 11 * block), (260, 640), (40, 1408)):
+        for m, k in (
+            (1, block),
+            (3, 7 * block),
+            (17, 2 * block),
+            (129, 11 * block),
+            (96, 10 * block),
+            (260, 640),
+            (40, 1408),
+        ):
             yield _with(base, layout=layout, m=m, k=k)
         for distribution in DISTRIBUTIONS[1:]:
             yield _with(base, layout=layout, m=67, k=9 * block, distribution=distribution)

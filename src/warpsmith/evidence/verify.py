@@ -175,7 +175,7 @@ def _run_quantize(bench: Bench, case: Case, rng: np.random.Generator) -> Iterato
             pointers += [0 if e is None else e.pointer for e in extras]
             launch = arguments.quantize_launch(
                 case.format, case.dtype, layout=case.layout, passes=int(tile[1:]), m=case.m, k=case.k,
-                rounding=case.rounding, groups=_groups(case), **strides,
+                rounding=case.rounding, groups=_groups(case), flat=not silu, **strides,
             )  # fmt: skip
         tail = arguments.without_vector_stores(launch.tail) if case.misaligned else launch.tail
         kernel.launch(launch.grid, (*pointers, *tail), bench.stream.handle)

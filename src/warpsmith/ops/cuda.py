@@ -174,7 +174,7 @@ def quantize(
         data = torch.empty(plan.data_shape, dtype=plan.data_dtype, device=x.device)
         scales = torch.empty(plan.scale_shape, dtype=plan.scale_dtype, device=x.device)
     else:
-        data, scales = _parts(out, x, plan, scale_layout, offsets)
+        data, scales = _parts(out, x, plan, scale_layout, offsets, groups.number)
     kernel = plan.kernel
     if kernel is not None:
         codes, scale_pointer = data.data_ptr(), scales.data_ptr()
@@ -194,16 +194,15 @@ def quantize(
 
 
 def _parts(
-    out: Any, x: torch.Tensor, plan: _Plan, scale_layout: str, offsets: torch.Tensor | None
+    out: Any, x: torch.Tensor, plan: _Plan, scale_layout: str, offsets: torch.Tensor | None, groups: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Data and scales of `out`, once it is what the operation would make; words are made for a misfit only."""
-    if (
-        type(out) is QTensor and out.shape == plan.shape and out.format == plan.spec.name
-        and out.scale_layout == scale_layout and out.offsets is None and offsets is None
-    ):  # fmt: skip
-        data, scales = out.data, out.scales
+    if type(out) is QTensor:
+        data, scales, own = out.data, out.scales, out.offsets
         if (
-            isinstance(data, torch.Tensor) and data.get_device() == x.get_device()
+            out.shape == plan.shape and out.format == plan.spec.name and out.scale_layout == scale_layout
+            and (0 if own is None else own.shape[0] - 1) == groups
+            and isinstance(data, torch.Tensor) and data.get_device() == x.get_device()
             and data.is_contiguous() and scales.is_contiguous()
         ):  # fmt: skip
             return data, scales
@@ -246,6 +245,7 @@ def _plan_quantize(
             k=k,
             rounding=rounding,
             groups=groups,
+            flat=not silu,
             **strides,
         )
     return _Plan(kernel, launch.grid, launch.tail, *result)
@@ -287,9 +287,17 @@ def dequantize(q: QTensor, dtype: str, out: torch.Tensor | None) -> torch.Tensor
     plan = _dequantize_plans.get(key)
     if plan is None:
         plan = _remember(_dequantize_plans, key, _plan_dequantize(q, INPUT_NAMES[dtype], groups, device))
-    # Copies, where there are any, live until the launch.
-    parts = [None if part is None else part.contiguous() for part in (q.data, q.scales, scale, offsets)]
-    pointers = [*(0 if part is None else part.data_ptr() for part in parts), out.data_ptr()]
+    # Copies, where there are any, have to live until the launch.
+    codes, scales = q.data.contiguous(), q.scales.contiguous()
+    scale = None if scale is None else scale.contiguous()
+    offsets = None if offsets is None else offsets.contiguous()
+    pointers = (
+        codes.data_ptr(),
+        scales.data_ptr(),
+        0 if scale is None else scale.data_ptr(),
+        0 if offsets is None else offsets.data_ptr(),
+        out.data_ptr(),
+    )
     aligned = not ((pointers[0] & 7) | (pointers[4] & 15))
     tail = plan.tail if aligned else arguments.without_vectors(plan.tail)
     plan.kernel.launch(plan.grid, (*pointers, *tail), _current_stream(device))

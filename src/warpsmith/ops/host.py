@@ -12,15 +12,9 @@ import numpy as np
 from warpsmith import reference
 from warpsmith.catalog.formats import LINEAR, M_MAJOR, get_format
 from warpsmith.ops.checks import check_host_scale, check_out, check_problem, need_scale, no_scale
-from warpsmith.ops.qtensor import QTensor, dtype_name, trusted
+from warpsmith.ops.qtensor import QTensor, dtype_name, is_torch, trusted
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-
-
-def is_torch(array: Any) -> bool:
-    """Whether the array is a torch tensor; torch is not imported for it."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, torch.Tensor)
 
 
 def to_numpy(array: Any) -> np.ndarray[Any, Any]:

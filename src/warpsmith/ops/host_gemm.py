@@ -10,14 +10,14 @@ import numpy as np
 from warpsmith import reference
 from warpsmith.ops import host
 from warpsmith.ops.gemm_checks import OUT_NAMES, Shape, check_out, data_of, out_name, overlap
-from warpsmith.ops.qtensor import QTensor
+from warpsmith.ops.qtensor import QTensor, is_torch
 
 Array = np.ndarray[Any, Any]
 
 
 def result_name(a: Any, out_dtype: Any, out: Any) -> str:
     """The dtype of the result; for a quantized a bfloat16 in torch, float32 in NumPy."""
-    return out_name(a, out_dtype, out, "bfloat16" if host.is_torch(data_of(a)) else "float32")
+    return out_name(a, out_dtype, out, "bfloat16" if is_torch(data_of(a)) else "float32")
 
 
 def dense(a: Any, b: Any, shape: Shape, bias: Any, name: str, out: Any) -> Any:

@@ -8,9 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from warpsmith.errors import InvalidArgumentError
-from warpsmith.ops import host, host_gemm
 from warpsmith.ops.gemm_checks import check_bias, check_dense, check_grouped, data_of
-from warpsmith.ops.qtensor import QTensor
+from warpsmith.ops.qtensor import QTensor, is_torch
 from warpsmith.ops.quantization import on_gpu
 
 
@@ -22,10 +21,18 @@ def _cuda() -> ModuleType:
     return cuda_gemm
 
 
+@cache
+def _host() -> ModuleType:
+    """The half for the host, which needs NumPy, imported when the first host array comes."""
+    from warpsmith.ops import host_gemm
+
+    return host_gemm
+
+
 def _runs_on_gpu(a: Any, b: Any) -> bool:
     """Whether the operands are on a GPU; refuses what is no operand, and two frameworks at once."""
     first, second = (on_gpu(data_of(x), what) for x, what in ((a, "a"), (b, "b")))
-    if host.is_torch(data_of(a)) != host.is_torch(data_of(b)):
+    if is_torch(data_of(a)) != is_torch(data_of(b)):
         raise InvalidArgumentError("a and b are of two frameworks; expected two torch tensors or two NumPy arrays")
     return first or second
 
@@ -80,7 +87,8 @@ def gemm(a: Any, b: Any, *, bias: Any = None, out_dtype: Any = None, out: Any = 
         return _cuda().dense(a, b, bias, out_dtype, out)
     shape = check_dense(a, b)
     check_bias(bias, a, shape)
-    return host_gemm.dense(a, b, shape, bias, host_gemm.result_name(a, out_dtype, out), out)
+    host = _host()
+    return host.dense(a, b, shape, bias, host.result_name(a, out_dtype, out), out)
 
 
 def grouped_gemm(
@@ -145,4 +153,5 @@ def grouped_gemm(
     shape = check_grouped(a, b, offsets, counts)
     check_bias(bias, a, shape)
     index = offsets if counts is None else counts
-    return host_gemm.grouped(a, b, shape, index, bias, host_gemm.result_name(a, out_dtype, out), out)
+    host = _host()
+    return host.grouped(a, b, shape, index, bias, host.result_name(a, out_dtype, out), out)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from warpsmith.catalog.formats import Format, get_format
@@ -20,6 +21,12 @@ _SCALE_DTYPES = {
 def dtype_name(array: Any) -> str:
     """The name of an array's dtype, the same for torch and NumPy (``bfloat16``, ``float8_e4m3fn``)."""
     return str(array.dtype).rpartition(".")[2]
+
+
+def is_torch(array: Any) -> bool:
+    """Whether the array is a torch tensor; torch is not imported for it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
 
 
 def device_of(array: Any) -> str:

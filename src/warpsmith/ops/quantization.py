@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from warpsmith.errors import InvalidArgumentError
-from warpsmith.ops import host
-from warpsmith.ops.qtensor import QTensor, dtype_name
+from warpsmith.ops.qtensor import QTensor, dtype_name, is_torch
 
 _OUTPUTS = ("bfloat16", "float16", "float32")
 
@@ -21,12 +20,20 @@ def on_gpu(array: Any, what: str) -> bool:
     """Whether `array` is a torch CUDA tensor; refuses what is neither a torch tensor nor a NumPy array."""
     if isinstance(array, np.ndarray):
         return False
-    if not host.is_torch(array):
+    if not is_torch(array):
         raise InvalidArgumentError(f"{what} is a {type(array).__name__}; expected a torch tensor or a NumPy array")
     kind = array.device.type
     if kind not in ("cuda", "cpu"):
         raise InvalidArgumentError(f"{what} is on {array.device}; expected a CUDA or CPU tensor")
     return bool(kind == "cuda")
+
+
+@cache
+def _host() -> ModuleType:
+    """The half that runs the reference, imported when the first host array comes."""
+    from warpsmith.ops import host
+
+    return host
 
 
 @cache
@@ -98,8 +105,9 @@ def quantize(
     >>> q.data.shape, q.scales.shape
     ((4, 16), (4, 1))
     """
-    run = _cuda().quantize if on_gpu(x, "x") else host.quantize
-    return run(x, format, scale_layout, global_scale, rounding, offsets, out, False)
+    run = _cuda().quantize if on_gpu(x, "x") else _host().quantize
+    made: QTensor = run(x, format, scale_layout, global_scale, rounding, offsets, out, False)
+    return made
 
 
 def silu_and_mul_quantize(
@@ -135,8 +143,9 @@ def silu_and_mul_quantize(
     -----
     The activation is computed and quantized in fp32, without rounding to the input's type between.
     """
-    run = _cuda().quantize if on_gpu(x, "x") else host.quantize
-    return run(x, format, scale_layout, global_scale, rounding, offsets, out, True)
+    run = _cuda().quantize if on_gpu(x, "x") else _host().quantize
+    made: QTensor = run(x, format, scale_layout, global_scale, rounding, offsets, out, True)
+    return made
 
 
 def dequantize(q: QTensor, dtype: Any = None, *, out: Any = None) -> Any:
@@ -176,17 +185,17 @@ def dequantize(q: QTensor, dtype: Any = None, *, out: Any = None) -> Any:
     elif hasattr(out, "dtype"):
         name = dtype_name(out)
     else:
-        name = "bfloat16" if host.is_torch(q.data) else "float32"
+        name = "bfloat16" if is_torch(q.data) else "float32"
     if name not in _OUTPUTS:
         raise InvalidArgumentError(f"dtype {name!r} is unknown; expected one of {', '.join(_OUTPUTS)}")
     if out is not None:
         _check_output(q, name, out)
-    return _cuda().dequantize(q, name, out) if gpu else host.dequantize(q, name, out)
+    return _cuda().dequantize(q, name, out) if gpu else _host().dequantize(q, name, out)
 
 
 def _check_output(q: QTensor, name: str, out: Any) -> None:
-    kind = "torch tensor" if host.is_torch(q.data) else "NumPy array"
-    alike = host.is_torch(out) if host.is_torch(q.data) else isinstance(out, np.ndarray)
+    kind = "torch tensor" if is_torch(q.data) else "NumPy array"
+    alike = is_torch(out) if is_torch(q.data) else isinstance(out, np.ndarray)
     if not alike or dtype_name(out) != name or tuple(out.shape) != q.shape:
         given = (
             f"{type(out).__name__} {dtype_name(out)} {list(out.shape)}" if hasattr(out, "dtype") else type(out).__name__
@@ -217,4 +226,4 @@ def global_scale(x: Any) -> Any:
     FormatError, InvalidArgumentError
         If x is not such a tensor.
     """
-    return _cuda().default_scale(x) if on_gpu(x, "x") else host.global_scale(x)
+    return _cuda().default_scale(x) if on_gpu(x, "x") else _host().global_scale(x)

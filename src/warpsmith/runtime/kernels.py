@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from warpsmith import tuning
 from warpsmith.bundle.find import installed_bundles
 from warpsmith.bundle.reader import Bundle
+from warpsmith.bundle.signature import read_public_key
 from warpsmith.catalog.resolve import Decision, DeviceFacts
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
 from warpsmith.errors import BundleError, InvalidArgumentError, MissingKernelError, UnsupportedError
@@ -19,7 +20,7 @@ from warpsmith.runtime.driver import Driver, default_driver, survive_fork
 from warpsmith.runtime.jit import Jit
 from warpsmith.runtime.launch import PreparedKernel
 from warpsmith.runtime.modules import load_kernel
-from warpsmith.runtime.search import Located, Place, find_places, locate, missing
+from warpsmith.runtime.search import Located, Place, installed_place, locate, missing, pointed_place
 from warpsmith.settings import Settings
 
 _MAX_PROBLEMS = 4096
@@ -47,7 +48,9 @@ class Runtime:
     Raises
     ------
     InvalidArgumentError
-        If the settings ask for a signature, or name a tuning table that does not fit the catalog.
+        If the settings name a key that is none, or a tuning table that does not fit the catalog.
+    SignatureError
+        If the settings require a signature, and the package that checks it is not installed.
     """
 
     def __init__(
@@ -59,17 +62,14 @@ class Runtime:
         installed: Callable[[], Sequence[Bundle | BundleError]] = installed_bundles,
         jit: Jit | None = None,
     ) -> None:
-        if settings.require_signature is not None:
-            raise InvalidArgumentError(
-                f"WARPSMITH_REQUIRE_SIGNATURE={settings.require_signature} asks for signed bundles, and this version "
-                "cannot check signatures; unset it to use bundles unchecked"
-            )
+        required = settings.require_signature
+        self._key = read_public_key(required) if required else None
         self.catalog = _tuned(catalog, settings)
         self.driver = driver or default_driver()
         self._settings = settings
         self._installed = installed
         self._jit = jit or Jit(settings, self.catalog)
-        self._places: tuple[Place, ...] | None = None
+        self._places: list[Place] = []
         self._prepared: dict[tuple[int, Problem], PreparedKernel] = {}
         self._kernels: dict[tuple[int, CubinId], PreparedKernel] = {}
         self._lock = threading.Lock()
@@ -84,26 +84,32 @@ class Runtime:
         self._kernels = {}
 
     def places(self) -> tuple[Place, ...]:
-        """Where bundles are looked for and what is there, in order of preference.
+        """Where bundles are looked for and what is there, in order of preference."""
+        return tuple(self._search())
 
-        Looked up once; a bundle that cannot be used is warned of then, since something else may serve in its place.
+    def _search(self) -> Iterator[Place]:
+        """The places in turn, each looked up once and only when the ones before it do not serve.
+
+        A bundle that cannot be used is warned of when its place is looked up, since something else may serve instead.
         """
-        found = self._places
-        if found is None:
-            with self._lock:
-                found = self._places
-                if found is None:
-                    found = find_places(self._settings.bundle_path, self._installed)
-                    for place in found:
+        lookups: tuple[Callable[[], Place], ...] = (
+            lambda: pointed_place(self._settings.bundle_path, self._key),
+            lambda: installed_place(self._installed, self._key),
+        )
+        for number, look in enumerate(lookups):
+            if len(self._places) <= number:
+                with self._lock:
+                    if len(self._places) <= number:
+                        place = look()
                         for reason in place.damaged:
                             text = f"{place.name}: a bundle cannot be used: {reason}"
                             warnings.warn(text, RuntimeWarning, stacklevel=2)
-                    self._places = found
-        return found
+                        self._places.append(place)
+            yield self._places[number]
 
     def locate(self, problem: Problem, facts: DeviceFacts) -> Located:
         """Decide which cubin computes a problem on a device, and where it comes from; needs no GPU."""
-        return locate(self.catalog, problem, facts, self.places(), self._jit)
+        return locate(self.catalog, problem, facts, self._search(), self._jit)
 
     def decide(self, problem: Problem, facts: DeviceFacts) -> Decision:
         """Decide which cubin computes a problem on a device, with each reason; needs no GPU."""

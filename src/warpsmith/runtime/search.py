@@ -7,7 +7,7 @@ is used although a more specific cubin could be compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from warpsmith._version import __version__
 from warpsmith.arch import CUDA13_DRIVER
 from warpsmith.bundle.manifest import CubinEntry
 from warpsmith.bundle.reader import Bundle, open_bundles
+from warpsmith.bundle.signature import PublicKey
 from warpsmith.catalog.resolve import Availability, Decision, DeviceFacts, Rejection, resolve
 from warpsmith.catalog.source import source_digest
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
@@ -77,33 +78,55 @@ class Located:
         return str(self.bundle.path) if self.bundle else "JIT"
 
 
-def find_places(
-    bundle_path: Sequence[Path], installed: Callable[[], Sequence[Bundle | BundleError]]
-) -> tuple[Place, Place]:
-    """Open all bundles there are; what cannot be opened is kept as a reason."""
-    pointed: list[Bundle] = []
+def pointed_place(bundle_path: Sequence[Path], key: PublicKey | None = None) -> Place:
+    """The bundles that the settings point at; what cannot be opened, or is not signed by `key`, is kept as a reason."""
+    bundles: list[Bundle] = []
     damaged: list[str] = []
     for path in bundle_path:
         try:
-            pointed += open_bundles(path)
+            bundles += open_bundles(path)
         except BundleError as error:
             damaged.append(_naming(path, error))
+    return Place(BUNDLE_PATH, _signed(bundles, key, damaged), tuple(damaged))
+
+
+def installed_place(installed: Callable[[], Sequence[Bundle | BundleError]], key: PublicKey | None = None) -> Place:
+    """The installed bundles; what cannot be opened, or is not signed by `key`, is kept as a reason."""
     found = installed()
-    return (
-        Place(BUNDLE_PATH, tuple(pointed), tuple(damaged)),
-        Place(
-            INSTALLED,
-            tuple(b for b in found if not isinstance(b, BundleError)),
-            tuple(str(b) for b in found if isinstance(b, BundleError)),
-        ),
-    )
+    refused = [str(b) for b in found if isinstance(b, BundleError)]
+    trusted = _signed([b for b in found if isinstance(b, Bundle)], key, refused)
+    return Place(INSTALLED, trusted, tuple(refused))
+
+
+def find_places(
+    bundle_path: Sequence[Path],
+    installed: Callable[[], Sequence[Bundle | BundleError]],
+    key: PublicKey | None = None,
+) -> tuple[Place, Place]:
+    """Open all bundles there are, in order of preference."""
+    return pointed_place(bundle_path, key), installed_place(installed, key)
+
+
+def _signed(bundles: Sequence[Bundle], key: PublicKey | None, refused: list[str]) -> tuple[Bundle, ...]:
+    """The bundles that `key` signed, all if there is none; appends to `refused` why the others are not used."""
+    if key is None:
+        return tuple(bundles)
+    trusted = []
+    for bundle in bundles:
+        try:
+            bundle.check_signature(key)
+        except BundleError as error:
+            refused.append(str(error))
+        else:
+            trusted.append(bundle)
+    return tuple(trusted)
 
 
 def _naming(path: Path, error: BundleError) -> str:
     return str(error) if str(path) in str(error) else f"{path}: {error}"
 
 
-def locate(catalog: Catalog, problem: Problem, facts: DeviceFacts, places: Sequence[Place], jit: Jit) -> Located:
+def locate(catalog: Catalog, problem: Problem, facts: DeviceFacts, places: Iterable[Place], jit: Jit) -> Located:
     """Decide which cubin computes a problem on a device, and where it comes from.
 
     The decision carries the rejections of every place that was searched before the one that had it.
@@ -113,7 +136,7 @@ def locate(catalog: Catalog, problem: Problem, facts: DeviceFacts, places: Seque
         if not place.bundles:
             continue
         used: dict[CubinId, tuple[Bundle, CubinEntry]] = {}
-        decision = resolve(catalog, problem, facts, _in_bundles(catalog, facts, place, used))
+        decision = resolve(catalog, problem, facts, _in_bundles(catalog, problem, facts, place, used))
         rejections.update(dict.fromkeys(decision.rejections))
         if decision.choice is not None:
             bundle, entry = used[decision.choice]
@@ -124,7 +147,11 @@ def locate(catalog: Catalog, problem: Problem, facts: DeviceFacts, places: Seque
 
 
 def _in_bundles(
-    catalog: Catalog, facts: DeviceFacts, place: Place, used: dict[CubinId, tuple[Bundle, CubinEntry]]
+    catalog: Catalog,
+    problem: Problem,
+    facts: DeviceFacts,
+    place: Place,
+    used: dict[CubinId, tuple[Bundle, CubinEntry]],
 ) -> Availability:
     """Availability in one place; notes in `used` where a cubin was found."""
 
@@ -134,7 +161,7 @@ def _in_bundles(
             if bundle.manifest.target != cubin.target:
                 continue
             entry = bundle.entry(cubin)
-            reason = _why_not(catalog, facts, bundle, entry, cubin)
+            reason = _why_not(catalog, problem, facts, bundle, entry, cubin)
             if entry is not None and not reason:
                 used[cubin] = bundle, entry
                 return None
@@ -144,11 +171,14 @@ def _in_bundles(
     return availability
 
 
-def _why_not(catalog: Catalog, facts: DeviceFacts, bundle: Bundle, entry: CubinEntry | None, cubin: CubinId) -> str:
+def _why_not(
+    catalog: Catalog, problem: Problem, facts: DeviceFacts, bundle: Bundle, entry: CubinEntry | None, cubin: CubinId
+) -> str:
     """Why a bundle of the right target does not serve, or an empty text."""
     manifest = bundle.manifest
     if entry is None:
-        return f"{bundle.path} does not have it"
+        lacks = manifest.selection.lacks(catalog, cubin.kernel, problem)
+        return f"{bundle.path} was built {lacks}" if lacks else f"{bundle.path} does not have it"
     wanted = source_digest(catalog, cubin.kernel, cubin.variant)
     if entry.source_digest != wanted:
         return (

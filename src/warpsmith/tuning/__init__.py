@@ -40,6 +40,17 @@ class Bound:
             product //= max(sm_count, 1)
         return self.minimum <= product and (self.maximum is None or product <= self.maximum)
 
+    def covers(self, ranges: Mapping[str, tuple[int, int]], sm_counts: tuple[int, int]) -> tuple[bool, bool]:
+        """Whether it may hold somewhere in the ranges, and whether it holds everywhere in them."""
+        low = high = 1
+        for name in self.dims:
+            smallest, largest = ranges.get(name, (1, 1))
+            low, high = low * smallest, high * largest
+        if self.per_sm:
+            low, high = low // max(sm_counts[1], 1), high // max(sm_counts[0], 1)
+        most = high if self.maximum is None else self.maximum
+        return self.minimum <= high and low <= most, self.minimum <= low and high <= most
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -53,10 +64,12 @@ class Rule:
 
     def fits(self, capability: Capability, fields: Mapping[str, str], dims: Mapping[str, int], sm_count: int) -> bool:
         """Whether the rule applies to the problem on the device."""
-        return (
-            (not self.capabilities or capability in self.capabilities)
-            and all(fields.get(name) in values for name, values in self.fields)
-            and all(b.holds(dims, sm_count) for b in self.bounds)
+        return self.concerns(capability, fields) and all(b.holds(dims, sm_count) for b in self.bounds)
+
+    def concerns(self, capability: Capability, fields: Mapping[str, str]) -> bool:
+        """Whether the rule applies to some size of a problem on the device."""
+        return (not self.capabilities or capability in self.capabilities) and all(
+            fields.get(name) in values for name, values in self.fields
         )
 
 
@@ -91,6 +104,35 @@ def choose(
         f"no tuning rule for {kernel} fits {dict(fields)} {dict(dims)} on {capability}, "
         f"and there are several tiles: {', '.join(tiles)}"
     )
+
+
+def reachable(
+    rules: Sequence[Rule],
+    kernel: str,
+    tiles: Sequence[str],
+    *,
+    capability: Capability,
+    fields: Mapping[str, str],
+    ranges: Mapping[str, tuple[int, int]],
+    sm_counts: tuple[int, int],
+) -> tuple[str, ...]:
+    """Every tile that `choose` may pick for sizes in the ranges; empty where none of the kernel's serves.
+
+    No tile that may be picked is missing. One that is never picked may be named where a rule has several bounds that
+    each hold somewhere, but nowhere together.
+    """
+    found: dict[str, None] = {}
+    for rule in rules:
+        if rule.kernel != kernel or not rule.concerns(capability, fields):
+            continue
+        covers = [b.covers(ranges, sm_counts) for b in rule.bounds]
+        if rule.tile in tiles and all(may for may, _ in covers):
+            found[rule.tile] = None
+        if all(must for _, must in covers):
+            return tuple(found)
+    if len(tiles) == 1:
+        found[tiles[0]] = None
+    return tuple(found)
 
 
 def load(path: Path) -> tuple[Rule, ...]:

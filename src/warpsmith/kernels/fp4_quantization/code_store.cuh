@@ -2,6 +2,7 @@
 // Storing a thread's codes: 4 bytes (e2m1) or 8 (e4m3) of each of its rows.
 #pragma once
 
+#include "common/ptx.cuh"
 #include "fp4_quantization/format.cuh"
 
 namespace ws {

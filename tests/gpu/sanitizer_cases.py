@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small launches of every `fp4_quantization` kernel, to run under compute-sanitizer; torch is not needed.
+
+``compute-sanitizer --tool memcheck python tests/gpu/sanitizer_cases.py`` (or racecheck, initcheck, synccheck). Kernels
+come from ``WARPSMITH_BUNDLE_PATH``: compiling under the sanitizer takes long. Exit code 1 on a mismatch with the
+reference, a write outside of an output, or a kernel that was not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+from warpsmith.catalog import CATALOG
+from warpsmith.catalog.formats import FORMATS
+from warpsmith.catalog.fp4_quantization import KERNELS
+from warpsmith.evidence.cases import DTYPES, Case
+from warpsmith.evidence.verify import verify
+from warpsmith.runtime.driver import default_driver
+from warpsmith.settings import Settings
+
+OFFSETS = (0, 0, 1, 130, 130, 141)
+
+
+def cases() -> list[Case]:
+    """One case for each kernel of an input type: misaligned, grouped, or batched, with the layouts in turn.
+
+    Both tiles of a kernel run in each case.
+    """
+    return [*_quantize("quantize", 0), *_quantize("silu_and_mul_quantize", 1), *_dequantize(), *_amax()]
+
+
+def _quantize(operation: str, turn: int) -> Iterator[Case]:
+    for format in CATALOG.operation(operation).formats:
+        spec = FORMATS[format]
+        for number, dtype in enumerate(DTYPES):
+            layout = spec.layouts[(number + turn) % len(spec.layouts)]
+            base = Case(operation, format, dtype, layout, 1, 37, 6 * spec.block[1])
+            if number == 0:
+                yield replace(base, row_padding=3, misaligned=True, distribution="not_finite")
+            elif number == 1 and spec.block[0] == 1:
+                yield _grouped(base)
+            else:
+                rounding = spec.roundings[-1] if spec.roundings else "ceil"
+                yield replace(base, batches=2, m=131, row_padding=16, rounding=rounding, distribution="outliers")
+
+
+def _dequantize() -> Iterator[Case]:
+    for format in CATALOG.operation("dequantize").formats:
+        spec = FORMATS[format]
+        for number, dtype in enumerate(DTYPES):
+            base = Case("dequantize", format, dtype, spec.layouts[number % len(spec.layouts)], 1, 37, 5 * spec.block[1])
+            if number == 0:
+                yield replace(base, misaligned=True)
+            elif number == 1 and spec.block[0] == 1:
+                yield _grouped(base)
+            else:
+                yield replace(base, batches=2, m=131, distribution="exhaustive")
+
+
+def _amax() -> Iterator[Case]:
+    for number, dtype in enumerate(DTYPES):
+        base = Case("amax_partial", "-", dtype, "linear", 2, 70, 129, distribution="not_finite")
+        yield replace(base, row_padding=3, misaligned=True) if number == 0 else replace(base, k=64 * number)
+
+
+def _grouped(case: Case) -> Case:
+    """The case with groups, some of them empty, and two rows of none; nvfp4 with a global scale for each."""
+    each = tuple(0.5 + g for g in range(len(OFFSETS) - 1)) if FORMATS[case.format].has_global_scale else None
+    return replace(
+        case, m=OFFSETS[-1] + 2, offsets=OFFSETS, wide_offsets=case.operation == "quantize", global_scale=each
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the cases; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", type=int, default=0)
+    given = parser.parse_args(arguments)
+    wanted = cases()
+    settings = Settings.from_environment()
+    outcomes = verify(CATALOG, settings, given.device, default_driver(), seed=given.seed, cases=wanted)
+    problems = [f"{outcome.cubin}: {mismatch}" for outcome in outcomes for mismatch in outcome.mismatches]
+    run = {(outcome.cubin.kernel, outcome.cubin.variant) for outcome in outcomes}
+    planned = {(kernel.name, variant.name) for kernel in KERNELS for variant in kernel.variants}
+    problems += [f"{kernel}/{variant} was not run" for kernel, variant in sorted(planned - run)]
+    for problem in problems:
+        print(problem)
+    print(f"{len(wanted)} cases, {len(run)} kernels, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

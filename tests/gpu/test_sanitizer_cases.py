@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cases for compute-sanitizer leave no kernel, layout or way of writing out. Needs no GPU."""
+
+from __future__ import annotations
+
+from warpsmith.catalog import CATALOG
+from warpsmith.catalog.fp4_quantization import KERNELS
+
+from .sanitizer_cases import cases
+
+
+def test_each_kernel_is_reached() -> None:
+    seen = {(c.operation, c.format, c.dtype) for c in cases()}
+    for kernel in KERNELS:
+        for variant in kernel.variants:
+            for witness in variant.witnesses:
+                fields = dict(witness.fields)
+                dtype = fields.get("input") or fields.get("output")
+                assert witness.operation == "global_scale" or (witness.operation, witness.format, dtype) in seen
+
+
+def test_each_layout_is_misaligned_and_grouped() -> None:
+    for name in ("quantize", "silu_and_mul_quantize", "dequantize"):
+        for fields in CATALOG.operation(name).combinations():
+            assert any((c.operation, c.format, c.layout) == (name, fields["format"], fields["layout"]) for c in cases())
+    for layout in ("linear", "128x4", "m_major"):
+        some = [c for c in cases() if c.layout == layout]
+        assert any(c.misaligned for c in some)
+        assert any(c.offsets for c in some)
+        assert any(c.batches > 1 for c in some)
+
+
+def test_they_are_few_and_small() -> None:
+    assert len(cases()) < 60
+    assert max(c.batches * c.m * c.k for c in cases()) < 1 << 18
