@@ -82,11 +82,16 @@ class GemmCase:
         """The operation that it is of."""
         return "gemm"
 
+    @property
+    def format(self) -> str:
+        """Both formats, as a problem names them."""
+        return pair(self.a, self.b)
+
     def __str__(self) -> str:
         flags = [f for f in ("tiled_a", "tiled_b", "wide", "scale_each") if getattr(self, f)]
         extra = [f"{f}={getattr(self, f)}" for f in ("bias", "splits", "padding") if getattr(self, f) not in ("", 0, 1)]
         shape = f"{self.batches}x{self.m}x{self.n}x{self.k}"
-        return " ".join(["gemm", pair(self.a, self.b), shape, self.mode, self.out, self.kind, *flags, *extra])
+        return " ".join(["gemm", self.format, shape, self.mode, self.out, self.kind, *flags, *extra])
 
 
 def gemm_cases(a: str, b: str) -> Iterator[GemmCase]:
@@ -314,7 +319,7 @@ def run_gemm(bench: Bench, case: GemmCase, rng: np.random.Generator) -> Iterator
     buffers = [None if x is None else Guarded(bench, x.nbytes, np.ascontiguousarray(x).tobytes()) for x in sources]
     problem = Problem.of(
         "gemm",
-        {"format": pair(case.a, case.b), "mode": case.mode},
+        {"format": case.format, "mode": case.mode},
         {"m": _size(case).rows, "n": case.n, "k": case.k, "batches": case.batches},
     )
     for kernel in bench.kernels(problem).values():
