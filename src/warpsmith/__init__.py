@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from warpsmith.errors import WarpsmithError as WarpsmithError
     from warpsmith.ops import QTensor as QTensor
     from warpsmith.ops import dequantize as dequantize
+    from warpsmith.ops import explain as explain
+    from warpsmith.ops import gemm as gemm
     from warpsmith.ops import global_scale as global_scale
+    from warpsmith.ops import grouped_gemm as grouped_gemm
     from warpsmith.ops import load as load
     from warpsmith.ops import quantize as quantize
     from warpsmith.ops import silu_and_mul_quantize as silu_and_mul_quantize
@@ -34,7 +37,10 @@ _HOME = {
     "UnsupportedError": "warpsmith.errors",
     "WarpsmithError": "warpsmith.errors",
     "dequantize": "warpsmith.ops",
+    "explain": "warpsmith.ops",
+    "gemm": "warpsmith.ops",
     "global_scale": "warpsmith.ops",
+    "grouped_gemm": "warpsmith.ops",
     "load": "warpsmith.ops",
     "quantize": "warpsmith.ops",
     "silu_and_mul_quantize": "warpsmith.ops",
@@ -50,7 +56,10 @@ __all__ = [
     "WarpsmithError",
     "__version__",
     "dequantize",
+    "explain",
+    "gemm",
     "global_scale",
+    "grouped_gemm",
     "load",
     "quantize",
     "silu_and_mul_quantize",

@@ -129,7 +129,7 @@ def test_a_device_that_is_not_there(use: Use, whole: Path) -> None:
     ("ops", "text"),
     [
         ("quantise", "unknown operation 'quantise'; expected one of quantize, silu_and_mul_quantize, dequantize"),
-        (["quantize", "gemm"], "unknown operation 'gemm'"),
+        (["quantize", "multiply"], "unknown operation 'multiply'"),
         ([4], "unknown operation 4"),
         (4, "ops is a int; expected operation names, problems, or a mapping from name to fixed fields"),
         ({"quantize": {"format": "nvfp5"}}, "quantize: format='nvfp5' is unknown; expected one of nvfp4, mxfp4"),

@@ -13,12 +13,23 @@ from warpsmith.arch import CAPABILITIES, Capability, Target, candidates
 from warpsmith.catalog.resolve import Availability, DeviceFacts, available_everywhere, resolve
 from warpsmith.catalog.shapes import Model, Reached, check_model, reached
 from warpsmith.catalog.source import digest_parts
-from warpsmith.catalog.spec import Catalog, CubinId, Finding, Kernel, Operation, Problem, Promise, Variant
+from warpsmith.catalog.spec import (
+    NO_FORMAT,
+    Catalog,
+    CubinId,
+    Finding,
+    Kernel,
+    Operation,
+    Problem,
+    Promise,
+    Variant,
+    operands,
+)
 from warpsmith.errors import InvalidArgumentError
 from warpsmith.tuning import Rule
 
 _SM_COUNTS = (1, 48, 132)
-_PROBE_SIZES = (1, 128, 4096, 65536)
+_PROBE_SIZES = (1, 16, 64, 128, 4096, 65536)
 
 
 @dataclass(frozen=True)
@@ -62,15 +73,19 @@ class Selection:
         module = catalog.kernel(kernel).module
         if self.modules and module not in self.modules:
             return f"without the module {module}, for {', '.join(self.modules)} alone"
-        if not _wanted(self, problem):
+        if not self.wants_format(problem.format):
             return f"without {problem.format}, for {', '.join(self.formats)} alone"
         if self.models and not any(s.holds(problem) for m in self.models for s in m.shapes):
             return f"without {problem}, for the shapes of {', '.join(m.name for m in self.models)} alone"
         return ""
 
+    def wants_format(self, format: str) -> bool:
+        """Whether a format was asked for, or is a pair of which one operand's was."""
+        return not self.formats or format == NO_FORMAT or not {format, *operands(format)}.isdisjoint(self.formats)
+
     def wants(self, catalog: Catalog, promise: Promise) -> bool:
         """Whether a promise belongs to what was asked for."""
-        if self.formats and promise.format not in self.formats and promise.format != "-":
+        if not self.wants_format(promise.format):
             return False
         return not self.modules or promise.kernel is None or catalog.kernel(promise.kernel).module in self.modules
 
@@ -113,7 +128,8 @@ def plan(catalog: Catalog, targets: Sequence[Target], selection: Selection | Non
 
 
 def _check_selection(catalog: Catalog, selection: Selection) -> None:
-    formats = sorted({f for o in catalog.operations for f in o.formats if f != "-"})
+    listed = {f for o in catalog.operations for f in o.formats if f != NO_FORMAT}
+    formats = sorted(listed | {part for f in listed for part in operands(f)})
     for given, known, what in (
         (selection.modules, list(catalog.modules), "module"),
         (selection.formats, formats, "format"),
@@ -140,7 +156,7 @@ def _reachable(catalog: Catalog, target: Target, selection: Selection) -> Iterat
                 if (kernel.name, variant.name) in asked:
                     yield CubinId(kernel.name, variant.name, target)
             elif any(
-                _wanted(selection, w) and _reaches(catalog, kernel, variant, w, capability)
+                selection.wants_format(w.format) and _reaches(catalog, kernel, variant, w, capability)
                 for w in variant.witnesses
                 for capability in target.serves
             ):
@@ -151,12 +167,8 @@ def _asked(catalog: Catalog, selection: Selection, capability: Capability) -> It
     """What the selection's models reach on a capability, within its formats."""
     for shapes in dict.fromkeys(s for m in selection.models for s in m.shapes):
         for found in reached(catalog, shapes, capability):
-            if not selection.formats or found.fields.get("format", "-") in (*selection.formats, "-"):
+            if selection.wants_format(found.fields.get("format", NO_FORMAT)):
                 yield found
-
-
-def _wanted(selection: Selection, problem: Problem) -> bool:
-    return not selection.formats or problem.format in (*selection.formats, "-")
 
 
 def _reaches(catalog: Catalog, kernel: Kernel, variant: Variant, witness: Problem, on: Capability) -> bool:
@@ -167,7 +179,7 @@ def _reaches(catalog: Catalog, kernel: Kernel, variant: Variant, witness: Proble
 def probe_problems(operation: Operation, format: str) -> Iterator[Problem]:
     """Problems that stand for all of an operation's: every field combination of a format, at small and large sizes."""
     for fields in operation.combinations():
-        if fields.get("format", "-") != format:
+        if fields.get("format", NO_FORMAT) != format:
             continue
         for size in _PROBE_SIZES:
             dims = {
@@ -175,6 +187,13 @@ def probe_problems(operation: Operation, format: str) -> Iterator[Problem]:
                 for name, _ in operation.dims
             }
             yield Problem.of(operation.name, fields, dims)
+
+
+def witnesses(catalog: Catalog, operation: Operation, format: str) -> Iterator[Problem]:
+    """The witnesses of an operation's variants with a format; they reach the tiles that the probes' sizes miss."""
+    for kernel in catalog.kernels:
+        if kernel.operation == operation.name:
+            yield from (w for variant in kernel.variants for w in variant.witnesses if w.format == format)
 
 
 def broken_promises(
@@ -225,7 +244,7 @@ def _unpromised(operation: str, format: str, capability: Capability) -> Finding:
 
 
 def _why_broken(catalog: Catalog, promise: Promise, operation: Operation, availability: Availability) -> str:
-    for problem in probe_problems(operation, promise.format):
+    for problem in (*probe_problems(operation, promise.format), *witnesses(catalog, operation, promise.format)):
         for sm_count in _SM_COUNTS:
             decision = resolve(catalog, problem, DeviceFacts(promise.capability, sm_count), availability)
             if decision.choice is None:

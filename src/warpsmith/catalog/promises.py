@@ -7,7 +7,8 @@ alike; it is this table that still names the gap.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import product
 
 from warpsmith.arch import Capability
 from warpsmith.catalog.spec import NO_FORMAT, Promise
@@ -23,6 +24,34 @@ def _rows(operation: str, formats: Iterable[str], capabilities: Iterable[str], k
     )
 
 
+_PLAIN = ("bf16", "fp16")
+_GEMM = (
+    *("bf16_x_bf16", "bf16_x_nvfp4", "bf16_x_mxfp4", "bf16_x_mxfp8", "bf16_x_fp8_block_128x128"),
+    *("fp16_x_fp16", "fp16_x_nvfp4", "fp16_x_mxfp4", "fp16_x_mxfp8", "fp16_x_fp8_block_128x128"),
+    *("nvfp4_x_nvfp4", "mxfp4_x_mxfp4", "mxfp8_x_mxfp8", "mxfp8_x_mxfp4", "fp8_block_x_fp8_block_128x128"),
+)
+_GEMM_FORMATS = (*_PLAIN, "nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128")
+
+
+def _no_gemm(a: str, b: str) -> str:
+    """Why operands of these formats are not multiplied, and what to do."""
+    if a == "fp8_block_128x128":
+        return "128×128 blocks are for weights, B: quantize A to fp8_block"
+    if b == "fp8_block":
+        return "the scales of fp8 weights, B, are for 128×128 blocks: quantize B to fp8_block_128x128"
+    if b in _PLAIN and a in _PLAIN:
+        return "neither of bf16 and fp16 holds the other's values: convert one operand"
+    if b in _PLAIN:
+        return "a quantized operand beside a plain one has to be B, the weights: exchange or dequantize them"
+    return f"no kernel multiplies {a} by {b}: quantize A to the format of B, or leave it in bf16"
+
+
+def _unsupported_gemms() -> Iterator[Promise]:
+    for a, b, capability in product(_GEMM_FORMATS, _GEMM_FORMATS, _EVERYWHERE):
+        if f"{a}_x_{b}" not in _GEMM:
+            yield Promise("gemm", f"{a}_x_{b}", Capability.parse(capability), None, _no_gemm(a, b))
+
+
 PROMISES = (
     *_rows("quantize", ("nvfp4", "mxfp4", "mxfp8", "fp8_block"), _EVERYWHERE, "quantize"),
     *_rows("quantize", ("fp8_block_128x128",), _EVERYWHERE, "quantize_128x128"),
@@ -30,4 +59,6 @@ PROMISES = (
     *_rows("dequantize", ("nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128"), _EVERYWHERE, "dequantize"),
     *_rows("amax_partial", (NO_FORMAT,), _EVERYWHERE, "amax_partial"),
     *_rows("global_scale", (NO_FORMAT,), _EVERYWHERE, "global_scale"),
+    *_rows("gemm", _GEMM, _EVERYWHERE, "sm80_gemm"),
+    *_unsupported_gemms(),
 )

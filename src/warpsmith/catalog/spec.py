@@ -17,6 +17,19 @@ NO_FORMAT = "-"
 """The format of a problem whose operation has none."""
 
 
+_PAIR = "_x_"
+
+
+def pair(a: str, b: str) -> str:
+    """The format of a problem with two operands: ``bf16_x_nvfp4``."""
+    return f"{a}{_PAIR}{b}"
+
+
+def operands(format: str) -> tuple[str, ...]:
+    """The formats of a problem's operands: two of a pair, else the one."""
+    return tuple(format.split(_PAIR))
+
+
 @dataclass(frozen=True)
 class Param:
     """One kernel parameter: its name and its C type (`ptr`, `i64`, `i32`, `u32`, `f32`, `tensormap`)."""

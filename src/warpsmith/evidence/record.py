@@ -39,8 +39,9 @@ def records(
         digest = digests.get((cubin.kernel, cubin.target), {}).get(cubin.variant)
         if digest is not None and not outcome.mismatches:
             entry = Entry(
-                cubin.variant, digest, EXECUTED, facts.name, version_text(facts.driver), today, commit, outcome.cases
-            )
+                cubin.variant, digest, EXECUTED, facts.name, version_text(facts.driver), today, commit, outcome.cases,
+                outcome.worst,
+            )  # fmt: skip
             found.setdefault((cubin.kernel, cubin.target), []).append(entry)
     written = []
     for (kernel, target), entries in sorted(found.items(), key=lambda item: (item[0][0], str(item[0][1]))):

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run every kernel of `fp4_quantization` on a GPU against the reference, bit for bit, without torch.
+"""Run every kernel on a GPU against the reference, without torch: those of `fp4_quantization` bit for bit.
 
-Buffers are poisoned and stand between guard bytes, so an unwritten output or a write beyond it is a mismatch like any
-other. Inputs are fresh in each run; the seed is reported.
+Those of `gemm` are in ``evidence/gemm.py``. Inputs are fresh in each run; the seed is reported.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -19,90 +17,27 @@ from warpsmith import reference
 from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
 from warpsmith.evidence.cases import DTYPES, Case, amax_cases, dequantize_cases, draw, quantize_cases
+from warpsmith.evidence.device import POISON, Array, Bench, Guarded
+from warpsmith.evidence.gemm import GemmCase, all_gemm_cases, run_gemm
 from warpsmith.ops import quantization_args as arguments
 from warpsmith.runtime.driver import Driver
-from warpsmith.runtime.kernels import Runtime
-from warpsmith.runtime.launch import PreparedKernel
-from warpsmith.runtime.memory import DeviceBuffer, Stream
 from warpsmith.settings import Settings
-from warpsmith.tuning import Rule
 
-_GUARD = 256
-_POISON = 0xA5
 _TYPES = tuple(DTYPES)
-Array = np.ndarray[Any, Any]
 
 
 @dataclass
 class Outcome:
-    """What became of one cubin's cases."""
+    """What became of one cubin's cases; the worst error is 0 for what is compared bit for bit."""
 
     cubin: CubinId
     cases: int = 0
+    worst: float = 0.0
     mismatches: list[str] = field(default_factory=list)
 
 
-class Bench:
-    """One device with what a case needs: a stream, and a runtime for each forced tile."""
-
-    def __init__(self, catalog: Catalog, settings: Settings, device: int, driver: Driver) -> None:
-        self.device = device
-        self.driver = driver
-        self.stream = Stream(driver, device)
-        tiles = dict.fromkeys(v.tile for k in catalog.kernels for v in k.variants)
-        self.runtimes = {
-            tile: Runtime(settings, replace(catalog, tuning=_forcing(catalog, tile)), driver) for tile in tiles
-        }
-
-    def close(self) -> None:
-        """Release the stream."""
-        self.stream.close()
-
-    def kernels(self, problem: Problem) -> dict[str, PreparedKernel]:
-        """The distinct kernels that serve a problem, by tile."""
-        found: dict[CubinId, tuple[str, PreparedKernel]] = {}
-        for tile, runtime in self.runtimes.items():
-            kernel = runtime.prepare(problem, self.device)
-            found.setdefault(kernel.cubin, (tile, kernel))
-        return dict(found.values())
-
-
-def _forcing(catalog: Catalog, tile: str) -> tuple[Rule, ...]:
-    """Tuning rules that pick `tile` for each kernel that has it, and the first one otherwise."""
-    rules = []
-    for kernel in catalog.kernels:
-        tiles = [v.tile for v in kernel.variants]
-        rules.append(Rule(kernel.name, tile if tile in tiles else tiles[0]))
-    return tuple(rules)
-
-
-class Guarded:
-    """A device buffer between guard bytes, poisoned or filled, at an offset from its natural alignment."""
-
-    def __init__(self, bench: Bench, nbytes: int, data: bytes | None = None, offset: int = 0) -> None:
-        self._before = _GUARD + offset
-        host = np.full(self._before + nbytes + _GUARD, _POISON, np.uint8)
-        if data is not None:
-            host[self._before : self._before + nbytes] = np.frombuffer(data, np.uint8)
-        self._buffer = DeviceBuffer(bench.driver, bench.device, host.size)
-        self._buffer.write(host)
-        self.pointer = self._buffer.pointer + self._before
-        self._nbytes = nbytes
-
-    def read(self) -> tuple[Array, bool]:
-        """The bytes, and whether the guards are intact."""
-        host = np.frombuffer(self._buffer.read(), np.uint8)
-        inside = slice(self._before, self._before + self._nbytes)
-        outside = np.concatenate([host[: inside.start], host[inside.stop :]])
-        return host[inside], bool((outside == _POISON).all())
-
-    def close(self) -> None:
-        """Free it."""
-        self._buffer.close()
-
-
-def all_cases(catalog: Catalog) -> Iterator[Case]:
-    """Every case of the module."""
+def all_cases(catalog: Catalog) -> Iterator[Case | GemmCase]:
+    """Every case of every module."""
     for operation in ("quantize", "silu_and_mul_quantize"):
         for format in catalog.operation(operation).formats:
             for dtype in _TYPES:
@@ -112,6 +47,7 @@ def all_cases(catalog: Catalog) -> Iterator[Case]:
             yield from dequantize_cases(format, dtype)
     for dtype in _TYPES:
         yield from amax_cases(dtype)
+    yield from all_gemm_cases()
 
 
 def verify(
@@ -121,7 +57,7 @@ def verify(
     driver: Driver,
     *,
     seed: int,
-    cases: Sequence[Case] | None = None,
+    cases: Sequence[Case | GemmCase] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Outcome]:
     """Run the cases on a device; each cubin that served one has an outcome with its mismatches.
@@ -137,9 +73,10 @@ def verify(
     rng = np.random.default_rng(seed)
     try:
         for number, case in enumerate(wanted):
-            for cubin, mismatch in _RUN[case.operation](bench, case, rng):
+            for cubin, mismatch, error in _run(bench, case, rng):
                 outcome = outcomes.setdefault(cubin, Outcome(cubin))
                 outcome.cases += 1
+                outcome.worst = max(outcome.worst, error)
                 if mismatch:
                     outcome.mismatches.append(f"{case}: {mismatch}")
             if progress:
@@ -147,6 +84,15 @@ def verify(
     finally:
         bench.close()
     return list(outcomes.values())
+
+
+def _run(bench: Bench, case: Case | GemmCase, rng: np.random.Generator) -> Iterator[tuple[CubinId, str, float]]:
+    """Run a case; for each cubin that served it, a mismatch in words and the error."""
+    if isinstance(case, GemmCase):
+        yield from run_gemm(bench, case, rng)
+    else:
+        for cubin, mismatch in _RUN[case.operation](bench, case, rng):
+            yield cubin, mismatch, 0.0
 
 
 def _compare(name: str, got: Array, want: Array, written: Array | None = None) -> str:
@@ -258,7 +204,7 @@ def _compare_quantized(case: Case, data: Guarded, table: Guarded, codes: Array, 
         _compare("scales", got_scales.view(scales.dtype).reshape(scales.shape), scales, scale_rows),
         "" if codes_guarded and scales_guarded else "wrote outside of an output",
     ]
-    if written is not None and not (got_codes.reshape(codes.shape)[~written] == _POISON).all():
+    if written is not None and not (got_codes.reshape(codes.shape)[~written] == POISON).all():
         problems.append("wrote codes of rows that belong to no group")
     return "; ".join(p for p in problems if p)
 

@@ -3,8 +3,20 @@
 
 from __future__ import annotations
 
+from warpsmith.ops.explaining import explain
 from warpsmith.ops.loading import load
+from warpsmith.ops.multiplication import gemm, grouped_gemm
 from warpsmith.ops.qtensor import QTensor
 from warpsmith.ops.quantization import dequantize, global_scale, quantize, silu_and_mul_quantize
 
-__all__ = ["QTensor", "dequantize", "global_scale", "load", "quantize", "silu_and_mul_quantize"]
+__all__ = [
+    "QTensor",
+    "dequantize",
+    "explain",
+    "gemm",
+    "global_scale",
+    "grouped_gemm",
+    "load",
+    "quantize",
+    "silu_and_mul_quantize",
+]

@@ -30,7 +30,7 @@ def to_numpy(array: Any) -> np.ndarray[Any, Any]:
     return array.detach().numpy()  # type: ignore[no-any-return]
 
 
-def _like(result: np.ndarray[Any, Any], template: Any, dtype: str = "") -> Any:
+def like(result: np.ndarray[Any, Any], template: Any, dtype: str = "") -> Any:
     """The result in the template's framework, its bytes viewed as `dtype`."""
     if not is_torch(template):
         return result.view(getattr(ml_dtypes, dtype)) if dtype.startswith(("float8", "bfloat")) else result
@@ -70,9 +70,9 @@ def quantize(
     codes, scales = function(
         values, format, scale_layout=scale_layout, global_scale=argument, rounding=rounding, offsets=offs
     )
-    data = _like(codes, x, "float8_e4m3fn" if spec.element_bits == 8 else "")
-    typed = _like(scales, x, {"ue4m3": "float8_e4m3fn", "ue8m0": "float8_e8m0fnu", "fp32": ""}[spec.scale])
-    kept = None if scale is None else _like(scale, x)
+    data = like(codes, x, "float8_e4m3fn" if spec.element_bits == 8 else "")
+    typed = like(scales, x, {"ue4m3": "float8_e4m3fn", "ue8m0": "float8_e8m0fnu", "fp32": ""}[spec.scale])
+    kept = None if scale is None else like(scale, x)
     made = trusted(data, typed, format, shape, scale_layout, kept, offsets)
     return made if out is None else _fill(out, made)
 
@@ -118,9 +118,9 @@ def dequantize(q: QTensor, dtype: str, out: Any) -> Any:
             result[_idle_rows(q)] = target[_idle_rows(q)]
         target[...] = result
         return out
-    return _like(result, q.data, "bfloat16" if dtype == "bfloat16" else "")
+    return like(result, q.data, "bfloat16" if dtype == "bfloat16" else "")
 
 
 def global_scale(x: Any) -> Any:
     """The default global scale of a host array, one fp32 element."""
-    return _like(np.asarray([reference.default_global_scale(to_numpy(x))], np.float32), x)
+    return like(np.asarray([reference.default_global_scale(to_numpy(x))], np.float32), x)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from warpsmith.catalog.formats import FORMATS
-from warpsmith.catalog.plan import probe_problems
+from warpsmith.catalog.plan import probe_problems, witnesses
 from warpsmith.catalog.spec import Catalog, Operation, Problem
 from warpsmith.errors import InvalidArgumentError
 from warpsmith.ops.state import runtime
@@ -83,17 +83,17 @@ def _problems(
 
 def _reachable(catalog: Catalog, operation: Operation, fixed: Mapping[str, str]) -> Iterator[Problem]:
     """An operation's problems, and those of the operations that it calls: quantize for its default global scale."""
-    problems = list(_matching(operation, fixed))
+    problems = list(_matching(catalog, operation, fixed))
     yield from problems
     scaled = operation.name == "quantize" and any(FORMATS[p.format].has_global_scale for p in problems)
     if scaled:
-        yield from _matching(catalog.operation("global_scale"), {})
+        yield from _matching(catalog, catalog.operation("global_scale"), {})
     if scaled or operation.name == "global_scale":
         inputs = {name: value for name, value in fixed.items() if name == "input"}
-        yield from _matching(catalog.operation("amax_partial"), inputs)
+        yield from _matching(catalog, catalog.operation("amax_partial"), inputs)
 
 
-def _matching(operation: Operation, fixed: Mapping[str, str]) -> Iterator[Problem]:
+def _matching(catalog: Catalog, operation: Operation, fixed: Mapping[str, str]) -> Iterator[Problem]:
     """The problems that stand for all of an operation's with some fields fixed."""
     if not isinstance(fixed, Mapping):
         raise InvalidArgumentError(
@@ -110,7 +110,7 @@ def _matching(operation: Operation, fixed: Mapping[str, str]) -> Iterator[Proble
     found = [
         problem
         for format in operation.formats
-        for problem in probe_problems(operation, format)
+        for problem in (*probe_problems(operation, format), *witnesses(catalog, operation, format))
         if all(dict(problem.fields).get(name) == value for name, value in fixed.items())
     ]
     if not found:

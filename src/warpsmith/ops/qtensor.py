@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -53,7 +54,8 @@ class QTensor:
     scale_layout
         ``linear``, ``128x4`` or ``m_major``.
     global_scale
-        nvfp4 only: fp32, one element (or one a group); a value is q · scale / global_scale. None stands for 1.
+        nvfp4 only: fp32, one element (or one a group, or one a batch entry, as experts have them); a value is
+        q · scale / global_scale. None stands for 1.
     offsets
         For grouped tensors: [G + 1] row offsets of the groups, int32 or int64.
 
@@ -63,7 +65,7 @@ class QTensor:
         If a part does not fit the others; the message names the part, what it is and what it should be.
     """
 
-    __slots__ = ("data", "format", "global_scale", "offsets", "scale_layout", "scales", "shape")
+    __slots__ = ("_lies", "data", "format", "global_scale", "offsets", "scale_layout", "scales", "shape")
 
     data: Any
     scales: Any
@@ -72,6 +74,7 @@ class QTensor:
     scale_layout: str
     global_scale: Any
     offsets: Any
+    _lies: Any  # how its parts lie in memory, once an operation has asked; see `remember_lies`
 
     def __init__(
         self,
@@ -108,6 +111,12 @@ class QTensor:
     def device(self) -> str:
         """Where the data lives: ``cuda:0``, ``cpu`` or ``numpy``."""
         return device_of(self.data)
+
+
+def remember_lies(q: QTensor, lies: Any) -> Any:
+    """Keep with a `QTensor`, as `_lies`, what operations key their plans by: it never changes."""
+    object.__setattr__(q, "_lies", lies)
+    return lies
 
 
 def trusted(
@@ -152,9 +161,11 @@ def _validate(
         if not spec.has_global_scale:
             raise FormatError(f"QTensor: {spec.name} has no global scale, but one was given")
         _expect("global_scale", global_scale, ("float32",), None)
-        count = _count(global_scale)
-        if count not in {1, max(groups, 1)}:
-            raise FormatError(f"QTensor: global_scale has {count} elements; expected 1{f' or {groups}' * bool(groups)}")
+        count, several = _count(global_scale), groups or math.prod(batch)
+        if count not in {1, several}:
+            raise FormatError(
+                f"QTensor: global_scale has {count} elements; expected 1{f' or {several}' * (several > 1)}"
+            )
     where = {device_of(a) for a in (data, scales, global_scale, offsets) if a is not None}
     if len(where) > 1:
         raise FormatError(f"QTensor: its parts live on {', '.join(sorted(where))}; expected one device")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from warpsmith.ops.qtensor import QTensor, dtype_name, is_torch
 _OUTPUTS = ("bfloat16", "float16", "float32")
 
 
-def _on_gpu(array: Any, what: str) -> bool:
+def on_gpu(array: Any, what: str) -> bool:
     """Whether `array` is a torch CUDA tensor; refuses what is neither a torch tensor nor a NumPy array."""
     if isinstance(array, np.ndarray):
         return False
@@ -104,7 +105,7 @@ def quantize(
     >>> q.data.shape, q.scales.shape
     ((4, 16), (4, 1))
     """
-    run = _cuda().quantize if _on_gpu(x, "x") else _host().quantize
+    run = _cuda().quantize if on_gpu(x, "x") else _host().quantize
     made: QTensor = run(x, format, scale_layout, global_scale, rounding, offsets, out, False)
     return made
 
@@ -142,7 +143,7 @@ def silu_and_mul_quantize(
     -----
     The activation is computed and quantized in fp32, without rounding to the input's type between.
     """
-    run = _cuda().quantize if _on_gpu(x, "x") else _host().quantize
+    run = _cuda().quantize if on_gpu(x, "x") else _host().quantize
     made: QTensor = run(x, format, scale_layout, global_scale, rounding, offsets, out, True)
     return made
 
@@ -173,7 +174,12 @@ def dequantize(q: QTensor, dtype: Any = None, *, out: Any = None) -> Any:
     """
     if not isinstance(q, QTensor):
         raise InvalidArgumentError(f"q is a {type(q).__name__}; expected a QTensor, as quantize returns it")
-    on_gpu = _on_gpu(q.data, "q.data")
+    if q.offsets is None and q.global_scale is not None and math.prod(q.global_scale.shape) > 1:
+        raise InvalidArgumentError(
+            f"q has a global scale for each of its {math.prod(q.global_scale.shape)} batch entries; expected one: "
+            "dequantize the entries one by one"
+        )
+    gpu = on_gpu(q.data, "q.data")
     if dtype is not None:
         name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype)).rpartition(".")[2]
     elif hasattr(out, "dtype"):
@@ -184,7 +190,7 @@ def dequantize(q: QTensor, dtype: Any = None, *, out: Any = None) -> Any:
         raise InvalidArgumentError(f"dtype {name!r} is unknown; expected one of {', '.join(_OUTPUTS)}")
     if out is not None:
         _check_output(q, name, out)
-    return _cuda().dequantize(q, name, out) if on_gpu else _host().dequantize(q, name, out)
+    return _cuda().dequantize(q, name, out) if gpu else _host().dequantize(q, name, out)
 
 
 def _check_output(q: QTensor, name: str, out: Any) -> None:
@@ -220,4 +226,4 @@ def global_scale(x: Any) -> Any:
     FormatError, InvalidArgumentError
         If x is not such a tensor.
     """
-    return _cuda().default_scale(x) if _on_gpu(x, "x") else _host().global_scale(x)
+    return _cuda().default_scale(x) if on_gpu(x, "x") else _host().global_scale(x)

@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `warpsmith verify` runs of the module `gemm`: every tile of every pair of formats, against float64.
+
+Operands are random codes and scales, decoded exactly by the reference; the measure and its limits are those of
+``docs/numerics.md``. Each launch runs twice and must give the same bits. Padding of scales and rows is filled with what
+would show: 0xFF, which is NaN as a scale, and 0xAB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from warpsmith import reference
+from warpsmith.catalog.formats import FORMATS, LINEAR
+from warpsmith.catalog.gemm import PAIRS, PLAIN, Tile, k_multiple, sm80_tile
+from warpsmith.catalog.spec import CubinId, Problem, pair
+from warpsmith.evidence.cases import DTYPES
+from warpsmith.evidence.device import POISON, Array, Bench, Guarded
+from warpsmith.ops import gemm_args as arguments
+from warpsmith.reference import layouts
+from warpsmith.runtime.launch import PreparedKernel
+
+KINDS = ("outliers", "zeros", "largest", "subnormal", "not_finite")
+"""Adversarial operands; ``cancelling`` is one more for pairs of plain ones, and ``normal`` is what the rest have."""
+LIMITS = {"bf16": 3e-3, "fp16": 4e-4}
+_ROW_PADDING = 0xAB
+_SCALE_PADDING = 0xFF
+
+
+@dataclass(frozen=True)
+class GemmCase:
+    """One product to compare with the reference.
+
+    Attributes
+    ----------
+    a, b
+        Formats.
+    m, n, k, batches, mode
+        As in `gemm_args.Size`.
+    out, bias
+        Types; no bias if empty.
+    kind
+        ``normal``, ``cancelling`` or one of `KINDS`.
+    tiled_a, tiled_b
+        Whether scales have the format's last layout, not linear.
+    rows
+        Rows of each group, or counts.
+    wide
+        Whether offsets or counts are int64.
+    splits
+        Of K.
+    padding
+        Bytes between rows.
+    scale_each
+        Whether each batch or group has global scales of its own.
+    """
+
+    a: str
+    b: str
+    m: int
+    n: int
+    k: int
+    mode: str = "dense"
+    batches: int = 1
+    out: str = "fp32"
+    bias: str = ""
+    kind: str = "normal"
+    tiled_a: bool = False
+    tiled_b: bool = False
+    rows: tuple[int, ...] = ()
+    wide: bool = False
+    splits: int = 1
+    padding: int = 0
+    scale_each: bool = False
+
+    @property
+    def operation(self) -> str:
+        """The operation that it is of."""
+        return "gemm"
+
+    @property
+    def format(self) -> str:
+        """Both formats, as a problem names them."""
+        return pair(self.a, self.b)
+
+    def __str__(self) -> str:
+        flags = [f for f in ("tiled_a", "tiled_b", "wide", "scale_each") if getattr(self, f)]
+        extra = [f"{f}={getattr(self, f)}" for f in ("bias", "splits", "padding") if getattr(self, f) not in ("", 0, 1)]
+        shape = f"{self.batches}x{self.m}x{self.n}x{self.k}"
+        return " ".join(["gemm", self.format, shape, self.mode, self.out, self.kind, *flags, *extra])
+
+
+def gemm_cases(a: str, b: str) -> Iterator[GemmCase]:
+    """The cases of one pair of formats."""
+    step = k_multiple(a, b)
+    short, long = 3 * step, -(-3072 // step) * step + step
+    base = GemmCase(a, b, 1, 8, step)
+    yield base
+    yield replace(base, m=3, n=136, k=long, out="bf16", bias="bf16", tiled_a=True)
+    yield replace(base, m=17, n=40, k=long, out="fp16", bias="fp32", tiled_b=True, padding=32)
+    yield replace(base, m=129, n=264, k=short, bias="fp16", tiled_a=True, tiled_b=True)
+    yield replace(base, m=130, n=72, k=short, batches=3, out="bf16", bias="fp32", tiled_b=True, scale_each=True)
+    yield replace(base, m=5, n=24, k=long, splits=3, tiled_a=True, scale_each=True)
+    yield replace(base, m=777, n=136, k=1024 + step, out="bf16", splits=2)
+    rows = (0, 1, 130, 0, 3, 1)
+    grouped = replace(base, mode="grouped", batches=6, m=sum(rows) + 9, rows=rows, n=40, k=short, scale_each=True)
+    yield replace(grouped, tiled_a=True, tiled_b=True)
+    yield replace(grouped, splits=2, out="fp16", bias="bf16")
+    many = tuple(int(i % 3 > 0) for i in range(300))
+    yield replace(base, mode="grouped", batches=300, m=sum(many), rows=many, n=24, k=step, wide=True, tiled_a=True)
+    masked = replace(base, mode="masked", batches=4, m=137, rows=(137, 0, 4, 1), n=72)
+    yield replace(masked, k=long, splits=2, tiled_a=True)
+    yield replace(masked, k=short, wide=True, out="bf16", bias="fp32", scale_each=True)
+    for kind in KINDS:
+        yield replace(base, m=19, n=24, k=short, kind=kind, tiled_b=kind == "not_finite")
+    if a in PLAIN and b in PLAIN:
+        yield replace(base, m=33, n=40, k=1024, kind="cancelling")
+
+
+def all_gemm_cases() -> Iterator[GemmCase]:
+    """Every case of the module."""
+    for a, b in PAIRS:
+        yield from gemm_cases(a, b)
+
+
+@dataclass
+class Side:
+    """An operand: its rows in memory with their padding, scales as they lie, and its values in float64."""
+
+    memory: Array
+    scales: Array | None
+    layout: str
+    values: Array
+
+
+def _codes(spec: Any, kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Random elements of a format, one a byte."""
+    bits = spec.element_bits
+    top, small = (7, 1) if bits == 4 else (0x7E, 7)
+    values: Array = rng.integers(0, top + 1, shape)
+    if kind == "outliers":
+        values = np.where(np.arange(shape[-1]) % spec.block[1] == 3, top, rng.integers(0, small + 1, shape))
+    elif kind == "zeros":
+        values = np.zeros(shape, np.int64)
+    elif kind == "largest":
+        values = np.full(shape, top)
+    elif kind == "subnormal":
+        values = rng.integers(0, small + 1, shape)
+    codes: Array = (values | rng.integers(0, 2, shape) << (bits - 1)).astype(np.uint8)
+    return codes
+
+
+def _scales(spec: Any, kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Random linear scales of a format."""
+    if spec.scale == "fp32":
+        scales: Array = np.exp(rng.standard_normal(shape)).astype(np.float32)
+        if kind == "largest":
+            scales[:] = 1e13
+        if kind == "not_finite":
+            scales[:, 0, 0] = np.nan
+        return scales
+    if spec.scale == "ue4m3":
+        small = rng.integers(0, 8 if kind == "subnormal" else 0x7F, shape)
+        scales = np.full(shape, 0x7E) if kind == "largest" else small
+    else:
+        scales = np.full(shape, 150) if kind == "largest" else 127 + rng.integers(-8, 9, shape)
+    if kind == "not_finite":
+        scales[:, 0, 0] = 0x7F if spec.scale == "ue4m3" else 0xFF
+    return scales.astype(np.uint8)
+
+
+def _plain(format: str, kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    values = rng.standard_normal(shape)
+    if kind == "outliers":
+        values = values * np.where(np.arange(shape[-1]) % 32 == 0, 100, 1e-3)
+    elif kind == "zeros":
+        values = np.where(values > 0, 0.0, -0.0)
+    elif kind == "largest":
+        values = np.sign(values) * (65504 if format == "fp16" else 2.0**50)
+    elif kind == "subnormal" and format == "fp16":
+        values = values * 3e-6
+    elif kind == "not_finite":
+        values[:, 0, 0] = np.nan
+    elif kind == "cancelling":
+        values[..., shape[-1] // 2 :] = values[..., : shape[-1] // 2]
+    return values.astype(DTYPES[format])
+
+
+def _with_padding(rows: Array, padding: int) -> Array:
+    """Rows of bytes with `padding` bytes behind each."""
+    wide = np.full((*rows.shape[:-1], rows.shape[-1] + padding), _ROW_PADDING, np.uint8)
+    wide[..., : rows.shape[-1]] = rows
+    return wide
+
+
+def make_side(
+    case: GemmCase, format: str, rows: int, batches: int, tiled: bool, offsets: Array | None, rng: np.random.Generator
+) -> Side:
+    """A random operand [batches, rows, K] of a case."""
+    shape = (batches, rows, case.k)
+    kind = case.kind
+    if format in PLAIN:
+        plain = _plain(format, kind, shape, rng)
+        return Side(_with_padding(plain.view(np.uint8), case.padding), None, LINEAR, plain.astype(np.float64))
+    spec = FORMATS[format]
+    codes = _codes(spec, kind, shape, rng)
+    if spec.element_bits == 4:
+        codes = codes[..., 0::2] | codes[..., 1::2] << 4
+    linear = _scales(spec, kind, (batches, -(-rows // spec.block[0]), case.k // spec.block[1]), rng)
+    layout = spec.layouts[-1] if tiled else LINEAR
+    flat = linear if offsets is None else linear[0]
+    scales = layouts.pack(flat, layout, offsets=offsets)
+    used = layouts.pack(np.ones_like(flat, np.uint8), layout, offsets=offsets).astype(bool)
+    values = reference.decode_float64(
+        codes if offsets is None else codes[0], scales, format,
+        shape=shape if offsets is None else shape[1:], scale_layout=layout, offsets=offsets,
+    )  # fmt: skip
+    poisoned = scales.copy()
+    poisoned[~used] = _SCALE_PADDING if scales.dtype == np.uint8 else np.nan
+    return Side(_with_padding(codes, case.padding), poisoned, layout, values.reshape(shape))
+
+
+class Product:
+    """Host arrays of a case and what is to come of them."""
+
+    def __init__(self, case: GemmCase, rng: np.random.Generator) -> None:
+        self.case = case
+        grouped = case.mode == "grouped"
+        batches = case.batches
+        self.index = self._index()
+        offsets = None if not grouped or self.index is None else self.index.astype(np.int64)
+        self.a = make_side(case, case.a, case.m, 1 if grouped else batches, case.tiled_a, offsets, rng)
+        calm = replace(case, kind="normal") if case.kind in ("zeros", "not_finite") else case
+        self.b = make_side(calm, case.b, case.n, batches, case.tiled_b, None, rng)
+        if case.kind == "cancelling":  # the second half of K takes away what the first has added
+            self.b.values[..., case.k // 2 :] *= -1
+            self.b.memory.view(np.uint16)[..., case.k // 2 : case.k] ^= 0x8000
+        self.bias: Array | None = None
+        if case.bias:
+            self.bias = rng.standard_normal((batches, case.n)).astype(DTYPES[case.bias])
+        # Global scales bring the product to about 1, whatever the operands.
+        with np.errstate(all="ignore"):
+            size = np.sqrt(np.nanmean(self.a.values**2) * np.nanmean(self.b.values**2) * case.k)
+        count = batches if case.scale_each else 1
+        size = size if np.isfinite(size) and size > 0 else 1.0
+        self.a_scale = (2.0 ** np.round(np.log2(size)) * rng.uniform(0.5, 2, count)).astype(np.float32)
+        self.b_scale = rng.uniform(0.5, 2, count).astype(np.float32)
+
+    def _index(self) -> Array | None:
+        case = self.case
+        if case.mode == "dense":
+            return None
+        values = np.cumsum([0, *case.rows]) if case.mode == "grouped" else np.array(case.rows)
+        return values.astype(np.int64 if case.wide else np.int32)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of D."""
+        case = self.case
+        return (1 if case.mode == "grouped" else case.batches, case.m, case.n)
+
+    def written(self) -> Array:
+        """Which rows of D belong to a batch or group."""
+        case = self.case
+        inside = np.ones(self.shape[:2], bool)
+        if case.mode == "grouped":
+            inside[0, sum(case.rows) :] = False
+        elif case.mode == "masked":
+            inside = np.arange(case.m) < np.array(case.rows)[:, None]
+        return inside
+
+    def _multiply(self, a: Array, b: Array, bias: Array | None, alpha: Array) -> Array:
+        case = self.case
+        if case.mode == "dense":
+            return reference.gemm(a, b, bias=bias, alpha=alpha)
+        groups = np.broadcast_to(alpha, (case.batches,))
+        index = np.asarray(self.index)
+        if case.mode == "grouped":
+            return reference.grouped_gemm(a[0], b, index, bias=bias, alpha=groups)[None]
+        return reference.masked_gemm(a, b, index, bias=bias, alpha=groups)
+
+    def expected(self) -> tuple[Array, Array]:
+        """D in float64, and what its error is measured by."""
+        alpha = 1 / (self.a_scale.astype(np.float64) * self.b_scale)
+        alpha = alpha if self.case.scale_each else alpha[0]
+        bias = None if self.bias is None else self.bias.astype(np.float64)
+        want = self._multiply(self.a.values, self.b.values, bias, alpha)
+        if self.case.kind != "cancelling":
+            return want, want
+        return want, self._multiply(np.abs(self.a.values), np.abs(self.b.values), None, alpha)
+
+
+def compare(case: GemmCase, got: Array, want: Array, measure: Array, written: Array) -> tuple[str, float]:
+    """How D differs from what it should be, in words (empty if it does not), and the error."""
+    values, target, size = got.astype(np.float64)[written], want[written], measure[written]
+    nan = np.isnan(target)
+    if (np.isnan(values) != nan).any():
+        return f"NaN at {int((np.isnan(values) != nan).sum())} places where there should be none, or none there", 0.0
+    with np.errstate(all="ignore"):
+        error = float(np.linalg.norm(np.where(nan, 0, values - np.where(nan, 0, target))))
+        norm = float(np.linalg.norm(np.where(nan, 0, size)))
+    relative = error / norm if norm else 0.0 if error == 0 else np.inf
+    limit = LIMITS.get(case.out, max(2e-6, 3e-9 * case.k))
+    return ("" if relative <= limit else f"error {relative:.3g} exceeds {limit:.3g}"), relative
+
+
+def run_gemm(bench: Bench, case: GemmCase, rng: np.random.Generator) -> Iterator[tuple[CubinId, str, float]]:
+    """Run a case with every tile; for each, the cubin, a mismatch in words, and the error."""
+    product = Product(case, rng)
+    want, measure = product.expected()
+    sources = (
+        product.a.memory, product.b.memory, product.a.scales, product.b.scales, product.bias, product.a_scale,
+        product.b_scale, product.index,
+    )  # fmt: skip
+    buffers = [None if x is None else Guarded(bench, x.nbytes, np.ascontiguousarray(x).tobytes()) for x in sources]
+    problem = Problem.of(
+        "gemm",
+        {"format": case.format, "mode": case.mode},
+        {"m": _size(case).rows, "n": case.n, "k": case.k, "batches": case.batches},
+    )
+    for kernel in bench.kernels(problem).values():
+        launch = plan(case, product, sm80_tile(kernel.cubin.variant))
+        results = [_launch(bench, kernel, launch, buffers, product) for _ in range(2)]
+        values, faults = results[0]
+        mismatch, error = compare(case, values, want, measure, product.written())
+        if values.tobytes() != results[1][0].tobytes():
+            faults.append("two runs differ")
+        yield kernel.cubin, "; ".join(p for p in (mismatch, *faults) if p), error
+    for buffer in buffers:
+        if buffer is not None:
+            buffer.close()
+
+
+def _size(case: GemmCase) -> arguments.Size:
+    return arguments.Size(case.mode, case.m, case.n, case.k, case.batches)
+
+
+def plan(case: GemmCase, product: Product, tile: Tile) -> arguments.Launch:
+    """The launch of a case with a tile."""
+    sides = []
+    for format, side in ((case.a, product.a), (case.b, product.b)):
+        row = side.memory.shape[-1]
+        scale_batch = 0 if side.scales is None or side.scales.ndim < 3 else side.scales[0].nbytes
+        rows = side.memory.shape[-2]
+        sides.append(arguments.Operand(format, row, rows * row, side.layout, scale_batch, case.scale_each))
+    row = case.n * arguments.ELEMENT_BYTES[case.out] + case.padding
+    bias_row = 0 if product.bias is None else product.bias[0].nbytes
+    output = arguments.Output(case.out, row, case.m * row, case.bias, bias_row)
+    splits = min(case.splits, -(-case.k // tile.k))
+    return arguments.sm80_launch(tile, _size(case), sides[0], sides[1], output, splits=splits, wide=case.wide)
+
+
+def _launch(
+    bench: Bench, kernel: PreparedKernel, launch: arguments.Launch, buffers: list[Guarded | None], product: Product
+) -> tuple[Array, list[str]]:
+    """Run once: D, and what was written that should not have been."""
+    case = product.case
+    batches, m, n = product.shape
+    width = n * arguments.ELEMENT_BYTES[case.out]
+    pitch = width + case.padding
+    d = Guarded(bench, batches * m * pitch)
+    workspace = Guarded(bench, launch.workspace)
+    arrivals = Guarded(bench, 4 * launch.arrivals, bytes(4 * launch.arrivals))
+    a, b, a_scales, b_scales, bias, a_scale, b_scale, index = (0 if x is None else x.pointer for x in buffers)
+    pointers = (a, b, d.pointer, a_scales, b_scales, bias, 0, a_scale, b_scale, index)
+    args = (*pointers, workspace.pointer, arrivals.pointer, *launch.tail)
+    kernel.launch(launch.grid, args, bench.stream.handle)
+    bench.stream.synchronize()
+    raw, guarded = d.read()
+    words, words_guarded = arrivals.read()
+    rows = raw.reshape(batches, m, pitch)
+    faults = [] if guarded and words_guarded and workspace.read()[1] else ["wrote outside of an output"]
+    if words.any():
+        faults.append("arrivals are not 0 again")
+    if (rows[..., width:] != POISON).any() or (rows[~product.written()] != POISON).any():
+        faults.append("wrote between rows, or rows that belong to nothing")
+    for buffer in (d, workspace, arrivals):
+        buffer.close()
+    return np.ascontiguousarray(rows[..., :width]).view(DTYPES[case.out]), faults

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`gemm` and `grouped_gemm` of torch CUDA tensors: check once, plan once, launch many.
+
+A call looks its plan up by what makes it, fills in pointers and launches. Scratch comes from torch's allocator on the
+current stream. With splits of K the kernel also counts, a word a tile, the blocks that have arrived; the words are 0
+before and after each launch. Who owns them:
+
+- *A stream has one array of them*, made when it first needs one, and made anew when it needs a longer one. Launches of
+  one stream follow each other, so that each finds what the last has left: zeros. Two streams never share an array.
+- *A captured launch* may be replayed on any stream and beside others, so it gets words of its own from the graph's
+  memory, and the graph sets them to 0 before each replay's launch: one memset node.
+- *The per-thread default stream* is another stream in each thread under one handle: its launches are treated like
+  captured ones.
+
+An array that is replaced goes back to torch's allocator, which gives it to later work of the same stream alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from warpsmith.arch import default_target
+from warpsmith.catalog.formats import LINEAR
+from warpsmith.catalog.gemm import sm80_tile
+from warpsmith.catalog.resolve import DeviceFacts
+from warpsmith.catalog.spec import Problem, pair
+from warpsmith.errors import InvalidArgumentError
+from warpsmith.ops import gemm_args as arguments
+from warpsmith.ops.cuda import _remember as remember
+from warpsmith.ops.cuda import _rows as matrices
+from warpsmith.ops.gemm_checks import (
+    OUT_NAMES,
+    Shape,
+    check_bias,
+    check_dense,
+    check_grouped,
+    check_out,
+    data_of,
+    folds,
+    out_name,
+    overlap,
+)
+from warpsmith.ops.qtensor import QTensor, remember_lies, trusted
+from warpsmith.ops.state import runtime
+from warpsmith.runtime.device import device_facts
+from warpsmith.runtime.launch import PreparedKernel
+
+_PER_THREAD_STREAM = 2
+_current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # a CPU build of torch has none
+_OPERANDS = ("a", "b", "a's scales", "b's scales", "bias", "a's global scale", "b's global scale", "offsets or counts")
+
+
+class _Plan(NamedTuple):
+    """What a call needs besides pointers; `kernel` is None when there is nothing to do.
+
+    `extents` are the bytes from a pointer to the end of what is read there, in the order of `_OPERANDS`, and of D.
+    """
+
+    kernel: PreparedKernel | None
+    launch: arguments.Launch
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    extents: tuple[int, ...]
+
+
+_plans: dict[tuple[Any, ...], _Plan] = {}
+_arrivals: dict[tuple[int, int], torch.Tensor] = {}
+
+
+def _facts(device: int) -> DeviceFacts:
+    return device_facts(device, runtime().driver)
+
+
+def _key(x: Any) -> tuple[Any, ...]:
+    """What a plan depends on of an operand, or of another tensor."""
+    if type(x) is QTensor:
+        try:
+            return x._lies  # type: ignore[no-any-return]
+        except AttributeError:
+            pass
+        data, scales, scale = x.data, x.scales, x.global_scale
+        factors = None if scale is None else (scale.shape, scale.stride())
+        aligned = (data.data_ptr() | scales.data_ptr()) & 15
+        lies = data.stride(), scales.stride(), aligned, data.get_device()
+        return remember_lies(x, (x.format, x.shape, x.scale_layout, lies, factors))  # type: ignore[no-any-return]
+    if isinstance(x, torch.Tensor):
+        return x.dtype, x.shape, x.stride(), x.data_ptr() & 15, x.get_device()
+    return (type(x),)
+
+
+def dense(a: Any, b: Any, bias: Any, out_dtype: Any, out: Any) -> torch.Tensor:
+    """Multiply on the GPU; arguments as in `warpsmith.gemm`."""
+    return _run(a, b, None, "dense", bias, out_dtype, out)
+
+
+def grouped(a: Any, b: Any, offsets: Any, counts: Any, bias: Any, out_dtype: Any, out: Any) -> torch.Tensor:
+    """Multiply groups on the GPU; arguments as in `warpsmith.grouped_gemm`."""
+    if (offsets is None) == (counts is None):
+        check_grouped(a, b, offsets, counts)
+    mode, index = ("grouped", offsets) if counts is None else ("masked", counts)
+    if isinstance(index, torch.Tensor) and not index.is_contiguous():
+        raise InvalidArgumentError(f"{'offsets' if mode == 'grouped' else 'counts'} is not contiguous")
+    return _run(a, b, index, mode, bias, out_dtype, out)
+
+
+def _run(a: Any, b: Any, index: Any, mode: str, bias: Any, out_dtype: Any, out: Any) -> torch.Tensor:
+    data = data_of(a)
+    device = data.get_device()
+    quantized_a, quantized_b = type(a) is QTensor, type(b) is QTensor
+    own = quantized_a and a.offsets is not None
+    if own and a.offsets is not index:  # other than those that a's scales were laid out for, perhaps
+        _check(a, b, index, mode)
+    others = [None if x is None else _key(x) for x in (index, bias, out)]
+    key = (device, mode, own, _key(a), _key(b), *others, out_dtype)
+    try:
+        plan = _plans.get(key)
+    except TypeError:  # an out_dtype that cannot be hashed is none
+        plan = None
+    if plan is None:
+        shape = _check(a, b, index, mode)
+        check_bias(bias, a, shape)
+        dtype = out_name(a, out_dtype, out, "bfloat16")
+        if out is not None:
+            check_out(out, a, shape.out)
+        fit = _aligned(a), _aligned(b), None if bias is None else _packed(bias)
+        if fit[0] is not a or fit[1] is not b or fit[2] is not bias:
+            return _run(fit[0], fit[1], index, mode, fit[2], out_dtype, out)
+        plan = remember(_plans, key, _make_plan(a, b, index, shape, bias, dtype, out, device))
+    made = torch.empty(plan.shape, dtype=plan.dtype, device=data.device) if out is None else out
+    kernel, launch = plan.kernel, plan.launch
+    pointers = (
+        data.data_ptr(),
+        data_of(b).data_ptr(),
+        a.scales.data_ptr() if quantized_a else 0,
+        b.scales.data_ptr() if quantized_b else 0,
+        0 if bias is None else bias.data_ptr(),
+        _scale_pointer(a) if quantized_a else 0,
+        _scale_pointer(b) if quantized_b else 0,
+        0 if index is None else index.data_ptr(),
+    )
+    target = made.data_ptr()
+    if out is not None:
+        _refuse_overlap(target, pointers, plan.extents)
+    if kernel is None:
+        return made
+    stream = _current_stream(device)
+    workspace = arrivals = 0
+    if launch.workspace:
+        scratch = torch.empty(launch.workspace, dtype=torch.uint8, device=data.device)
+        words = _counters(device, stream, launch.arrivals, data.device)
+        workspace, arrivals = scratch.data_ptr(), words.data_ptr()
+    args = (*pointers[:2], target, *pointers[2:5], 0, *pointers[5:], workspace, arrivals)
+    kernel.launch(launch.grid, args + launch.tail, stream)
+    return made
+
+
+def _scale_pointer(x: QTensor) -> int:
+    scale = x.global_scale
+    return 0 if scale is None else scale.data_ptr()
+
+
+def _check(a: Any, b: Any, index: Any, mode: str) -> Shape:
+    if mode == "dense":
+        return check_dense(a, b)
+    return check_grouped(a, b, index if mode == "grouped" else None, index if mode == "masked" else None)
+
+
+def _counters(device: int, stream: int, words: int, where: torch.device) -> torch.Tensor:
+    """Words that are 0 when the stream comes to its next launch; see the top of this file."""
+    if stream == _PER_THREAD_STREAM or _is_capturing(device):
+        return torch.zeros(words, dtype=torch.int32, device=where)
+    found = _arrivals.get((device, stream))
+    if found is None or found.shape[0] < words:
+        size = max(1024, 1 << (words - 1).bit_length())
+        found = remember(_arrivals, (device, stream), torch.zeros(size, dtype=torch.int32, device=where))
+    return found
+
+
+def _is_capturing(device: int) -> bool:
+    """Whether the device's current stream records a graph."""
+    if torch.cuda.current_device() == device:
+        return bool(torch.cuda.is_current_stream_capturing())
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_current_stream_capturing())
+
+
+def _aligned(x: Any) -> Any:
+    """The operand itself if the kernels can read it, or a copy that they can."""
+    if isinstance(x, QTensor):
+        scale = None if x.global_scale is None else x.global_scale.contiguous()
+        data, scales = _packed(x.data), _packed(x.scales)
+        if data is x.data and scales is x.scales and scale is x.global_scale:
+            return x
+        return trusted(data, scales, x.format, x.shape, x.scale_layout, scale, x.offsets)
+    if x.numel() == 0:
+        return x
+    rows, batches, row_stride, batch_stride = matrices(x)
+    odd = rows.data_ptr() | 2 * row_stride | (2 * batch_stride if batches > 1 else 0)
+    return rows.clone(memory_format=torch.contiguous_format) if odd & 15 else rows
+
+
+def _packed(part: torch.Tensor) -> torch.Tensor:
+    part = part.contiguous()
+    return part.clone() if part.data_ptr() & 15 else part
+
+
+def _make_plan(a: Any, b: Any, index: Any, shape: Shape, bias: Any, dtype: str, out: Any, device: int) -> _Plan:
+    size, m = shape.size, shape.size.m
+    columns = size.n * arguments.ELEMENT_BYTES[OUT_NAMES[dtype]]
+    d_row, d_batch = (columns, m * columns) if out is None else _out_strides(out, columns)
+    left, lies_folded = _operand(a, shape.a, m, size.k, b)
+    right, _ = _operand(b, shape.b, size.n, size.k, b)
+    if size.mode == "dense":
+        several_bias = bias is not None and bias.dim() > 1
+        if lies_folded and size.batches > 1 and d_batch == m * d_row and not several_bias and len(b.shape) == 2:
+            size = arguments.Size("dense", m * size.batches, size.n, size.k)
+        if len(a.shape) == 2:
+            left = left._replace(batch=0, scale_batch=0)
+        if len(b.shape) == 2:
+            right = right._replace(batch=0, scale_batch=0)
+    bias_type = "" if bias is None else OUT_NAMES[str(bias.dtype).removeprefix("torch.")]
+    bias_batch = bias.shape[-1] * bias.element_size() if bias is not None and bias.dim() > 1 else 0
+    output = arguments.Output(OUT_NAMES[dtype], d_row, d_batch, bias_type, bias_batch)
+    quantized = [x if isinstance(x, QTensor) else None for x in (a, b)]
+    scales = [None if x is None else x.scales for x in quantized]
+    factors = [None if x is None else x.global_scale for x in quantized]
+    read = (data_of(a), data_of(b), *scales, bias, *factors, index, out)
+    extents = tuple(0 if x is None else _extent(x) for x in read)
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    if 0 in shape.out:
+        return _Plan(None, arguments.Launch((0, 0, 0), (), 0, 0), shape.out, torch_dtype, extents)
+    dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
+    fields = {"format": pair(shape.a, shape.b), "mode": size.mode}
+    kernel = runtime().prepare(Problem.of("gemm", fields, dims), device)
+    tile, facts = sm80_tile(kernel.cubin.variant), _facts(device)
+    held = arguments.resident(tile, kernel.shared_memory, default_target(facts.capability).shared_memory)
+    splits = arguments.choose_splits(tile, size, facts.sm_count, held)
+    wide = index is not None and index.dtype is torch.int64
+    launch = arguments.sm80_launch(tile, size, left, right, output, splits=splits, wide=wide)
+    return _Plan(kernel, launch, shape.out, torch_dtype, extents)
+
+
+def _operand(x: Any, format: str, rows: int, k: int, b: Any) -> tuple[arguments.Operand, bool]:
+    """How an operand lies in memory, and whether its batches lie like the rows of one matrix."""
+    if isinstance(x, QTensor):
+        several = x.global_scale is not None and x.global_scale.numel() > 1
+        row = arguments.row_bytes(format, k)
+        batch_scales = arguments.scale_bytes(format, x.scale_layout, rows, k)
+        return arguments.Operand(format, row, rows * row, x.scale_layout, batch_scales, several), folds(x, b, rows)
+    if x.numel() == 0:
+        return arguments.Operand(format, 0), False
+    _, batches, row_stride, batch_stride = matrices(x)
+    if rows == 1 and batches > 1:
+        row_stride = batch_stride
+    operand = arguments.Operand(format, 2 * row_stride, 2 * batch_stride, LINEAR)
+    return operand, batches > 1 and batch_stride == rows * row_stride
+
+
+def _out_strides(out: torch.Tensor, columns: int) -> tuple[int, int]:
+    """Bytes from row to row and from batch to batch of an `out` that the kernels can write.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If its strides or its address do not fit.
+    """
+    if out.numel() == 0:
+        return columns, 0
+    rows, batches, row_stride, batch_stride = matrices(out)
+    size, m = out.element_size(), out.shape[-2]
+    row, batch = row_stride * size, batch_stride * size
+    wrong = ""
+    if rows is not out:
+        wrong = "columns that are not contiguous, or batches without a common stride"
+    elif (m > 1 and row < columns) or (batches > 1 and batch < (m - 1) * row + columns and not row >= batches * batch):
+        wrong = "rows that overlap"
+    elif (out.data_ptr() | row | (batch if batches > 1 else 0)) & 15:
+        wrong = "rows that do not start at multiples of 16 bytes"
+    if m == 1 and batches > 1:
+        row = batch
+    if wrong:
+        raise InvalidArgumentError(
+            f"out has shape {list(out.shape)} and strides {list(out.stride())}: {wrong}; expected contiguous columns, "
+            "rows and batches that start at multiples of 16 bytes, and no two of them at one place"
+        )
+    return row, batch if batches > 1 else m * row
+
+
+def _extent(x: torch.Tensor) -> int:
+    """Bytes from a tensor's first element to its end."""
+    if x.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return int((last + 1) * x.element_size())
+
+
+def _refuse_overlap(target: int, pointers: tuple[int, ...], extents: tuple[int, ...]) -> None:
+    end = target + extents[-1]
+    for what, pointer, extent in zip(_OPERANDS, pointers, extents[:-1], strict=True):
+        if pointer < end and target < pointer + extent:
+            raise overlap(what)
