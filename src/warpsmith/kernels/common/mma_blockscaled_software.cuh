@@ -8,16 +8,13 @@
 #pragma once
 
 #include "common/mma_f16.cuh"
+#include "common/packed_arithmetic.cuh"
 #include "common/ptx.cuh"
 #include "common/types.cuh"
 
 namespace ws {
 
-WS_DEVICE u32 multiply_f16x2(u32 a, u32 b) {
-  u32 result;
-  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
-  return result;
-}
+WS_DEVICE u32 multiply_f16x2(u32 a, u32 b) { return fma_f16x2(a, b, 0x80008000u); }
 
 // An e2m1 magnitude whose three bits are put at the top of fp16's magnitude field is 2^−14 of its value, zero and
 // subnormal included.

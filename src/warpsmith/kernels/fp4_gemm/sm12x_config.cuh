@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the macros of sm12x_blockscaled_gemm.cuh make of one program: operands, tiles, warps, and shared memory.
+#pragma once
+
+#include "common/mma_blockscaled.cuh"
+#include "common/types.cuh"
+
+#define WS_NVFP4 2
+#define WS_MXFP4 3
+#define WS_MXFP8 4
+#define WS_FP8_BLOCK 5
+
+namespace ws {
+
+enum class Format { nvfp4 = WS_NVFP4, mxfp4 = WS_MXFP4, mxfp8 = WS_MXFP8, fp8_block = WS_FP8_BLOCK };
+
+constexpr Format kFormatA = static_cast<Format>(WS_A_FORMAT), kFormatB = static_cast<Format>(WS_B_FORMAT);
+constexpr bool kMixed = kFormatA == Format::mxfp8 && kFormatB == Format::mxfp4;
+static_assert(kFormatA == kFormatB || kMixed, "operands of one format, or mxfp8 by mxfp4");
+
+WS_DEVICE constexpr u32 element_bits(Format f) { return f == Format::nvfp4 || f == Format::mxfp4 ? 4 : 8; }
+WS_DEVICE constexpr u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
+
+constexpr bool kSwap = WS_SWAP;
+constexpr u32 kTileM = WS_TILE_M, kTileN = WS_TILE_N, kTileK = WS_TILE_K;
+
+constexpr MmaKind kKind = kFormatA == Format::nvfp4   ? MmaKind::nvfp4
+                          : kFormatA == Format::mxfp4 ? MmaKind::mxfp4
+                          : !kMixed                   ? MmaKind::e4m3_e4m3
+                          : kSwap                     ? MmaKind::e2m1_e4m3
+                                                      : MmaKind::e4m3_e2m1;
+constexpr u32 kSteps = kTileK / mma_k(kKind);  // MMA steps along K in a stage
+static_assert(kSteps % 2 == 0, "fragments alternate between two buffers");
+
+// ---- scales -------------------------------------------------------------------------------------------------------
+
+// fp8_block multiplies with scales of 1 and adds sums over 128 of K, times the fp32 scales of A and B, to those of D.
+constexpr bool kPromoted = kFormatA == Format::fp8_block;
+
+// One-byte scales come in atoms: 128 rows by 4 blocks of K are 512 bytes, row r's 4 at r % 32 · 16 + r / 32 · 4. A
+// stage has kAtoms of them for every 128 rows, or kScaleStages stages share one.
+constexpr u32 kAtomBytes = 512;
+constexpr u32 kScaleK = kFormatA == Format::nvfp4 ? 64 : 128;  // K of an atom, or of an fp32 scale
+constexpr u32 kAtoms = kTileK < kScaleK ? 1 : kTileK / kScaleK;
+constexpr u32 kScaleStages = kTileK < kScaleK ? kScaleK / kTileK : 1;
+constexpr u32 kScaleSteps = kScaleK / mma_k(kKind);
+
+static_assert(kScaleStages <= 2 && (!kPromoted || kTileK <= kScaleK), "a scale serves one stage or two");
+
+// ---- operands -----------------------------------------------------------------------------------------------------
+
+// The MMA's left operand has 16 rows, the right one 8. Rows of A are on the left, or, for small M, rows of B (kSwap).
+template <bool kIsA, u32 kWarps_>
+struct Operand {
+  static constexpr bool kA = kIsA;
+  // Nibbles where the MMA takes bytes. prepare_weight has put elements k and k + 16 of every 32 into one byte, so that
+  // a lane's word of a row's 16 bytes holds both words of its fragment.
+  static constexpr bool kPrepared = kMixed && !kIsA;
+  static constexpr u32 kRows = kIsA ? kTileM : kTileN;
+  static constexpr u32 kWarps = kWarps_;
+  static constexpr u32 kWarpRows = kRows / kWarps;
+  static constexpr u32 kSlabs = div_up(kWarpRows, 32);  // of 32 rows
+  static constexpr u32 kRowBytes = kTileK * element_bits(kIsA ? kFormatA : kFormatB) / 8;
+  static constexpr u32 kTileBytes = kRows * kRowBytes;
+  static constexpr u32 kStepBytes = kPrepared ? 16 : 32;  // of a row
+  static constexpr u32 kBlocks = div_up(kRows, 128);      // of 128 rows
+  // fp32 scales are copied from a multiple of four rows on.
+  static constexpr u32 kScaleBytes = kPromoted ? (kRows + 4) * 4 : kBlocks * kAtoms * kAtomBytes;
+  static_assert(kRowBytes <= 128 && kRows <= 256, "a box of a tensor map");
+};
+
+using Left = Operand<!kSwap, kSwap ? WS_WARPS_N : WS_WARPS_M>;
+using Right = Operand<kSwap, kSwap ? WS_WARPS_M : WS_WARPS_N>;
+constexpr u32 kM16 = Left::kWarpRows / 16, kN8 = Right::kWarpRows / 8;  // MMA tiles of a warp
+static_assert(Left::kWarpRows % 32 == 0 && (Right::kWarpRows % 32 == 0 || Right::kRows < 32), "whole slabs");
+static_assert(kTileN == 128 && Left::kRows % 128 == 0, "one row of 128 x 128 scales; whole atoms on the left");
+
+using Sums = float[kM16][kN8][4];
+
+// ---- warps --------------------------------------------------------------------------------------------------------
+
+// Beside eight MMA warps the producer has a warpgroup of its own, of which one warp works: registers move by whole
+// warpgroups, and the SM's four partitions hand out as many for nine warps as for twelve.
+constexpr u32 kMmaWarps = WS_WARPS_M * WS_WARPS_N, kMmaThreads = 32 * kMmaWarps;
+constexpr bool kMovesRegisters = kMmaWarps == 8;
+constexpr u32 kThreads = kMmaThreads + (kMovesRegisters ? 128 : 32);
+constexpr u32 kProducerRegisters = kFormatA == Format::nvfp4 ? 40 : 56;
+constexpr u32 kMmaRegisters = kFormatA == Format::nvfp4 ? 232 : 224;
+static_assert(kMmaWarps == 4 || kMmaWarps == 8, "one or two MMA warps in a partition of the SM");
+static_assert(128 * kProducerRegisters + 256 * kMmaRegisters <= 384 * 168, "registers that the block starts with");
+
+// ---- shared memory ------------------------------------------------------------------------------------------------
+
+struct Stage {
+  static constexpr u32 kLeft = 0;  // rows of kRowBytes, swizzled
+  static constexpr u32 kRight = Left::kTileBytes;
+  static constexpr u32 kLeftScales = kRight + Right::kTileBytes;  // [kBlocks][kAtoms] atoms, or floats
+  static constexpr u32 kRightScales = kLeftScales + Left::kScaleBytes;
+  static constexpr u32 kBytes = (kRightScales + Right::kScaleBytes + 1023) / 1024 * 1024;
+  static_assert(kRight % 1024 == 0, "swizzled tiles are aligned to 1024 bytes");
+};
+
+// Each warp writes D by parts of 8 rows, which pass through shared memory of its own.
+constexpr u32 kPartColumns = kSwap ? Left::kWarpRows : Right::kWarpRows;
+constexpr u32 kPartBytes = 8 * kPartColumns * 4;
+static_assert(kPartColumns == 32 || kPartColumns == 64, "whole rows for 8 or 16 lanes");
+
+struct Shared {
+  static constexpr u32 kLimit = 101376;  // of a block of 12.x
+  static constexpr u32 kTileWords = 8;   // that describe a tile
+  static constexpr u32 kFixed = kMmaWarps * kPartBytes + 16;
+  static constexpr u32 kPerStage = Stage::kBytes + 16 + kTileWords * 4;
+  static constexpr u32 kFit = (kLimit - kFixed - kTileWords * 4) / kPerStage;
+  static constexpr u32 kStages = kFit < 10 ? kFit : 10;
+  static constexpr u32 kTileSlots = kStages + 1;
+
+  static constexpr u32 kParts = kStages * Stage::kBytes;          // [kMmaWarps]
+  static constexpr u32 kTiles = kParts + kMmaWarps * kPartBytes;  // [kTileSlots][kTileWords]
+  static constexpr u32 kFull = kTiles + kTileSlots * kTileWords * 4, kEmpty = kFull + kStages * 8;  // barriers
+  static constexpr u32 kLast = kEmpty + kStages * 8;              // whether a block is the last of a tile's splits
+  static constexpr u32 kBytes = kLast + 16;
+  static_assert(kBytes <= kLimit && kStages >= 2, "shared memory of a block of 12.x");
+};
+
+// A place in the ring of stages; producer and consumers each walk their own.
+struct Ring {
+  u32 base;  // shared address
+  u32 index = 0, parity = 0;
+
+  WS_DEVICE u32 stage() const { return base + index * Stage::kBytes; }
+  WS_DEVICE u32 full() const { return base + Shared::kFull + index * 8; }
+  WS_DEVICE u32 empty() const { return base + Shared::kEmpty + index * 8; }
+  WS_DEVICE void advance() {
+    if (++index == Shared::kStages) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// A place in the ring of tile descriptions. The producer is at most kStages tiles ahead of a tile that is being
+// written, since each has a stage at least.
+struct TileRing {
+  u32 base;  // shared address
+  u32 index = 0;
+
+  WS_DEVICE u32 slot() const { return base + Shared::kTiles + index * Shared::kTileWords * 4; }
+  WS_DEVICE void advance() { index = index + 1 == Shared::kTileSlots ? 0 : index + 1; }
+};
+
+}  // namespace ws
