@@ -25,8 +25,8 @@ KINDS = {
 }
 """Types of A and B, and scales along K of one MMA."""
 VALUES = {
-    "e2m1": decode_e2m1(np.arange(16, dtype=np.uint8)),
-    "e4m3": decode_e4m3(np.arange(256, dtype=np.uint8)),
+    "e2m1": decode_e2m1(np.arange(16, dtype=np.uint8)).astype(np.float64),
+    "e4m3": decode_e4m3(np.arange(256, dtype=np.uint8)).astype(np.float64),
 }
 _POISON = 0x5EADBEEF
 _BYTES = 8 * np.arange(4, dtype=np.uint32)
@@ -50,7 +50,8 @@ class Probe:
         self.type_a, self.type_b, self.vector = KINDS[kind]
         self.k = 64 if kind in ("nvfp4", "mxfp4") else 32
         self.e4m3_scales = kind == "nvfp4"
-        self.scale_values = (decode_e4m3 if self.e4m3_scales else decode_ue8m0)(np.arange(256, dtype=np.uint8))
+        decode = decode_e4m3 if self.e4m3_scales else decode_ue8m0
+        self.scale_values = decode(np.arange(256, dtype=np.uint8)).astype(np.float64)
         self._device, self._program = device, device.load(PROBE, PROBE.variant(kind))
         self._rng = np.random.default_rng(seed)
 

@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "common/types.cuh"
+namespace ws { inline void store_shared(u32 a, u32 w) { memcpy(emu::at(a, 4, 4), &w, 4); } }

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim.h"
+extern "C" { alignas(1024) unsigned char shared[101376]; }
+#include "fp4_gemm/sm12x_blockscaled_gemm.cuh"
+#include "main.h"
