@@ -108,20 +108,12 @@ class Operand:
         """What it stands for, in float64."""
         factors: Array = self.scales.astype(np.float64)
         if self.scale_type != "fp32":
-<<<<<<< HEAD
-            factors = (decode_e4m3 if self.scale_type == "ue4m3" else decode_ue8m0)(self.scales)
-        factors = np.repeat(factors, self.block, -1)
-        if self.square:
-            factors = np.repeat(factors, 128, 1)[:, : self.shape[1]]
-        return np.asarray((decode_e2m1 if self.bits == 4 else decode_e4m3)(self.codes) * factors)
-=======
             factors = (decode_e4m3 if self.scale_type == "ue4m3" else decode_ue8m0)(self.scales).astype(np.float64)
         factors = np.repeat(factors, self.block, -1)
         if self.square:
             factors = np.repeat(factors, 128, 1)[:, : self.shape[1]]
         elements = (decode_e2m1 if self.bits == 4 else decode_e4m3)(self.codes)
         return np.asarray(elements.astype(np.float64) * factors)
->>>>>>> sm12x
 
     def repeat_first_half(self, half: int, negate: bool) -> None:
         """Make K's second half its first, with the opposite sign if `negate`."""
