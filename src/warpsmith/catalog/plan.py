@@ -244,6 +244,7 @@ def _unpromised(operation: str, format: str, capability: Capability) -> Finding:
 
 
 def _why_broken(catalog: Catalog, promise: Promise, operation: Operation, availability: Availability) -> str:
+    serving: set[str] = set()
     for problem in (*probe_problems(operation, promise.format), *witnesses(catalog, operation, promise.format)):
         for sm_count in _SM_COUNTS:
             decision = resolve(catalog, problem, DeviceFacts(promise.capability, sm_count), availability)
@@ -252,9 +253,11 @@ def _why_broken(catalog: Catalog, promise: Promise, operation: Operation, availa
                 return (
                     f"{problem} finds nothing ({'; '.join(reasons) or decision.unsupported or 'no kernel computes it'})"
                 )
-            if decision.choice.kernel != promise.kernel:
+            if decision.choice.kernel not in (promise.kernel, *promise.others):
                 return f"{problem} is served by {decision.choice.kernel} instead"
-    return ""
+            serving.add(decision.choice.kernel)
+    idle = [name for name in promise.others if name not in serving]
+    return f"{', '.join(idle)} serves none of its sizes" if idle else ""
 
 
 def _why_unreached(promise: Promise, asked: Sequence[Reached], availability: Availability) -> str:
@@ -264,7 +267,7 @@ def _why_unreached(promise: Promise, asked: Sequence[Reached], availability: Ava
             continue
         if found.kernel is None or found.variant is None:
             return f"{found} finds nothing (no kernel computes it)"
-        if found.kernel.name != promise.kernel:
+        if found.kernel.name not in (promise.kernel, *promise.others):
             return f"{found} is served by {found.kernel.name} instead"
         cubins = [
             CubinId(found.kernel.name, found.variant.name, target)

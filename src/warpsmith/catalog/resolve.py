@@ -76,8 +76,8 @@ def resolve(
     """Decide which cubin computes `problem` on `device`.
 
     Kernels are tried in catalog order. The first kernel and variant that compute the problem on this capability are the
-    choice; availability then only picks among targets. A cubin that is missing is an error, never a reason to fall back
-    to a slower kernel.
+    choice (a kernel with limits computes the sizes within them); availability then only picks among targets. A cubin
+    that is missing is an error, never a reason to fall back to a slower kernel.
     """
     rejections: list[Rejection] = []
     promise = catalog.promise(problem.operation, problem.format, device.capability)
@@ -108,6 +108,10 @@ def select_variant(
     if device.capability not in kernel.capabilities:
         have = ", ".join(map(str, kernel.capabilities))
         rejections.append(Rejection(kernel.name, f"is for {have}, not {device.capability}"))
+        return None
+    outside = kernel.outside(problem, device.sm_count)
+    if outside is not None:
+        rejections.append(Rejection(kernel.name, outside))
         return None
     fitting: dict[str, Variant] = {}
     for variant in kernel.variants:

@@ -113,6 +113,9 @@ def reached(catalog: Catalog, shapes: Shapes, capability: Capability) -> Iterato
         for kernel in catalog.kernels:
             if kernel.operation != operation.name or capability not in kernel.capabilities:
                 continue
+            covers = [bound.covers(ranges, (1, MAX_SMS)) for bound in kernel.limits]
+            if not all(may for may, _ in covers):
+                continue
             fitting = {v.tile: v for v in reversed(kernel.variants) if v.mismatch(problem) is None}
             tiles = reachable(
                 catalog.tuning,
@@ -124,9 +127,9 @@ def reached(catalog: Catalog, shapes: Shapes, capability: Capability) -> Iterato
                 sm_counts=(1, MAX_SMS),
             )
             for tile in tiles:
-                found = True
+                found = not kernel.limits or all(must for _, must in covers)
                 yield Reached(shapes, fields, kernel, fitting[tile])
-            if tiles:
+            if found:
                 break
         if not found:
             yield Reached(shapes, fields)

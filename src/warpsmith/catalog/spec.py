@@ -10,7 +10,7 @@ from itertools import product
 
 from warpsmith.arch import Capability, Suffix, Target
 from warpsmith.errors import CatalogError, InvalidArgumentError
-from warpsmith.tuning import Rule
+from warpsmith.tuning import Bound, Rule
 
 _PARAM_BYTES = {"ptr": 8, "i64": 8, "i32": 4, "u32": 4, "f32": 4, "tensormap": 128}
 NO_FORMAT = "-"
@@ -206,6 +206,8 @@ class Kernel:
         The least specific target it compiles for: "" plain, "f" family, "a" architecture.
     may_spill
         Whether register spills are tolerated (never in a main loop).
+    limits
+        Sizes that it computes; the kernels behind it in the catalog compute the others. Empty: all.
     """
 
     name: str
@@ -218,6 +220,12 @@ class Kernel:
     variants: tuple[Variant, ...]
     feature: Suffix = ""
     may_spill: bool = False
+    limits: tuple[Bound, ...] = ()
+
+    def outside(self, problem: Problem, sm_count: int) -> str | None:
+        """Why the problem's sizes are not the kernel's, or None if they are."""
+        dims = dict(problem.dims)
+        return next((f"is for {bound}" for bound in self.limits if not bound.holds(dims, sm_count)), None)
 
     def builds_for(self, target: Target) -> bool:
         """Whether the plan has cubins of this kernel for `target`."""
@@ -239,13 +247,22 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Promise:
-    """(operation, format, capability) → the kernel that must serve it, or why it is unsupported."""
+    """(operation, format, capability) → the kernels that must serve it, or why it is unsupported.
+
+    Attributes
+    ----------
+    kernel
+        What serves every size, but those of `others`.
+    others
+        Kernels with limits; each must serve sizes of its own.
+    """
 
     operation: str
     format: str
     capability: Capability
     kernel: str | None
     reason: str = ""
+    others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.operation}/{self.format}@{self.capability}"

@@ -31,6 +31,11 @@ class Bound:
     maximum: int | None = None
     per_sm: bool = False
 
+    def __str__(self) -> str:
+        low = f"{self.minimum} <= " if self.minimum else ""
+        high = "" if self.maximum is None else f" <= {self.maximum}"
+        return f"{low}{'*'.join(self.dims)}{' / multiprocessors' if self.per_sm else ''}{high}"
+
     def holds(self, dims: Mapping[str, int], sm_count: int) -> bool:
         """Whether the problem's dimensions lie in the range; a dimension it does not have counts as 1."""
         product = 1
