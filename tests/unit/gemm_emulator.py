@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ws_sm80_gemm` in NumPy: reads and writes host memory by the arguments of a launch, as the kernel does."""
+"""`ws_sm80_gemm` and `ws_sm90_stream_gemm` in NumPy: read and write host memory by a launch's arguments."""
 
 from __future__ import annotations
 
@@ -62,14 +62,19 @@ def launch(variant: str, grid: tuple[int, int, int], values: tuple[Any, ...]) ->
     """What the kernel does; raises AssertionError where the kernel's demands are not met."""
     p = dict(zip(NAMES, values, strict=True))
     a_format, b_format = operands(variant.rpartition("_")[0])
-    tile, flags = sm80_tile(variant), p["flags"]
+    flags = p["flags"]
     mode, out, bias_type = flags & 3, TYPES[flags >> 2 & 3], flags >> 4 & 3
     m, n, k, batches = (p[name] for name in ("m", "n", "k", "batches"))
     for name in ("a", "b", "d", "a_row", "b_row", "d_row", "a_batch", "b_batch", "d_batch", "bias"):
         assert p[name] % 16 == 0, name
     assert min(m, n, k, batches) >= 1
-    assert 1 <= grid[1] <= -(-k // tile.k)
-    if grid[1] > 1:
+    if "_stream" in variant:
+        tile = None
+        assert grid[1:] == (1, 1)
+    else:
+        tile = sm80_tile(variant)
+        assert 1 <= grid[1] <= -(-k // tile.k)
+    if tile is not None and grid[1] > 1:
         assert (memory(p["arrivals"], grid[0], np.uint32) == 0).all()
         memory(p["workspace"], grid[0] * grid[1] * tile.m * tile.n, np.float32)[:] = np.nan
     index = np.zeros(0, np.int64)
@@ -79,7 +84,7 @@ def launch(variant: str, grid: tuple[int, int, int], values: tuple[Any, ...]) ->
     used = 0
     for g in range(batches):
         first, end = (int(index[g]), int(index[g + 1])) if mode == 1 else (0, int(index[g]) if mode == 2 else m)
-        used += -(-max(end - first, 0) // tile.m) * -(-n // tile.n)
+        used += -(-max(end - first, 0) // tile.m) * -(-n // tile.n) if tile else 0
         start = (first + 127 * g) // 128 * 128 if mode == 1 else 0
         batch = 0 if mode == 1 else g
         b = np.zeros((n, k))

@@ -14,7 +14,8 @@ import pytest
 
 from warpsmith.arch import Capability, parse
 from warpsmith.catalog import CATALOG
-from warpsmith.catalog.gemm import PAIRS, sm80_tile
+from warpsmith.catalog.gemm import PAIRS
+from warpsmith.catalog.gemm_stream import PAIRS as STREAMED
 from warpsmith.catalog.resolve import DeviceFacts, resolve
 from warpsmith.catalog.spec import CubinId, Problem
 from warpsmith.evidence import device, gemm
@@ -47,7 +48,7 @@ class HostBuffer:
 class HostBench:
     """A bench whose kernels are those of the emulator, or a broken one."""
 
-    device, driver = 0, None
+    device, driver, sm_count = 0, None, 132
     stream = SimpleNamespace(handle=0, synchronize=lambda: None)
 
     def __init__(self, variants: tuple[str, ...], launch: Launch) -> None:
@@ -59,7 +60,8 @@ class HostBench:
                 assert stream == 0
                 self._launch(variant, grid, args)
 
-            return SimpleNamespace(cubin=CubinId("sm80_gemm", variant, parse("sm_90a")), launch=launch)
+            name = "sm90_stream_gemm" if "_stream" in variant else "sm80_gemm"
+            return SimpleNamespace(cubin=CubinId(name, variant, parse("sm_90a")), launch=launch)
 
         assert resolve(CATALOG, problem, DeviceFacts(Capability(9, 0), 132)).choice is not None
         return {variant: kernel(variant) for variant in self.variants}
@@ -88,6 +90,13 @@ def test_a_right_kernel_passes_every_case(a: str, b: str) -> None:
         for mismatch, error in run(case):
             assert mismatch == "", case
             assert error <= 3e-3
+
+
+@pytest.mark.parametrize(("a", "b"), STREAMED, ids=lambda f: f)
+def test_the_kernel_for_few_rows_is_given_what_it_needs(a: str, b: str) -> None:
+    for case in gemm_cases(a, b):
+        if small(case) and case.m < 40:
+            assert [mismatch for mismatch, _ in run(case, tile="stream")] == [""], case
 
 
 def changed(**changes: Callable[[Any], Any]) -> Launch:
@@ -166,4 +175,5 @@ def test_a_forced_tile_is_forced_where_it_exists_and_nowhere_else() -> None:
 def test_splits_are_bounded_by_the_tiles_of_k() -> None:
     case = replace(CASE, splits=3, k=512)
     product = Product(case, np.random.default_rng(1))
-    assert gemm.plan(case, product, sm80_tile("bf16_x_nvfp4_rows8")).grid[1] == 1
+    cubin = CubinId("sm80_gemm", "bf16_x_nvfp4_rows8", parse("sm_90a"))
+    assert gemm.plan(case, product, cubin, 132).grid[1] == 1

@@ -185,7 +185,8 @@ def test_groups_and_masks(cuda: Any, notes: Notes) -> None:
     counts = torch.tensor([1, 0, 9], dtype=torch.int32)
     d = cuda.grouped(plain(3, 9, 256), experts, None, counts, None, "float32", None)
     assert tuple(d.shape) == (3, 9, 64)
-    assert [notes.last[n] for n in ("m", "batches", "index", "flags")] == [9, 3, counts.data_ptr(), 2 | 2 << 2]
+    assert [notes.last[n] for n in ("m", "batches", "index")] == [9, 3, counts.data_ptr()]
+    assert notes.last["flags"] & 0xFFFF == 2 | 2 << 2  # above them the warps along K
     with pytest.raises(InvalidArgumentError, match="leave them out"):
         cuda.grouped(a, experts, offsets.clone(), None, None, None, None)
 
@@ -199,7 +200,7 @@ def test_nothing_is_launched_for_nothing(cuda: Any, notes: Notes) -> None:
 
 def split_call(cuda: Any, notes: Notes) -> int:
     """Where the counters of a product that is split along K are."""
-    dense(cuda, plain(8, 8192), plain(64, 8192))
+    dense(cuda, plain(16, 8192), plain(64, 8192))
     assert notes.launches[-1][1][1] > 1
     return int(notes.last["arrivals"])
 

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from warpsmith.catalog import fp4_quantization, gemm
+from warpsmith.catalog import fp4_quantization, gemm, gemm_stream
 from warpsmith.catalog.promises import PROMISES
 from warpsmith.catalog.spec import Catalog
 
 CATALOG = Catalog(
     operations=(*fp4_quantization.OPERATIONS, *gemm.OPERATIONS),
-    kernels=(*fp4_quantization.KERNELS, *gemm.KERNELS),
+    kernels=(*fp4_quantization.KERNELS, *gemm_stream.KERNELS, *gemm.KERNELS),
     promises=PROMISES,
     tuning=(*fp4_quantization.TUNING, *gemm.TUNING),
 )

@@ -121,7 +121,8 @@ def _tiles(a: str, b: str) -> dict[str, Tile]:
 _WITNESS_ROWS = {"rows8": 1, "rows16": 16, "rows64": 64, "large": 4096}
 
 
-def _macro(format: str) -> str:
+def format_macro(format: str) -> str:
+    """The number of a format in the sources."""
     return f"WS_{format.removesuffix('_128x128').upper()}"
 
 
@@ -136,8 +137,10 @@ def _instructions(a: str, b: str) -> tuple[Instructions, ...]:
     return tuple(found)
 
 
-def _witness(format: str, m: int) -> Problem:
-    return Problem.of("gemm", {"format": format, "mode": "dense"}, {"m": m, "n": 4096, "k": 4096, "batches": 1})
+def _witnesses(format: str, m: int) -> tuple[Problem, ...]:
+    """At an ordinary size, and at a K that kernels for few rows leave to this one."""
+    sizes = ({"m": m, "n": 4096, "k": k, "batches": 1} for k in (4096, 32768))
+    return tuple(Problem.of("gemm", {"format": format, "mode": "dense"}, size) for size in sizes)
 
 
 _TILE_MACROS = (
@@ -151,12 +154,12 @@ def _variants() -> tuple[Variant, ...]:
         Variant(
             name=f"{pair(a, b)}_{name}",
             macros=(
-                ("WS_A_FORMAT", _macro(a)),
-                ("WS_B_FORMAT", _macro(b)),
+                ("WS_A_FORMAT", format_macro(a)),
+                ("WS_B_FORMAT", format_macro(b)),
                 *((f"WS_{macro}", str(int(value))) for macro, value in zip(_TILE_MACROS, tile, strict=True)),
             ),
             serves=(("format", (pair(a, b),)),),
-            witnesses=(_witness(pair(a, b), _WITNESS_ROWS[name]),),
+            witnesses=_witnesses(pair(a, b), _WITNESS_ROWS[name]),
             tile=name,
             instructions=_instructions(a, b),
         )

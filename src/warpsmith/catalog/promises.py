@@ -16,9 +16,11 @@ from warpsmith.catalog.spec import NO_FORMAT, Promise
 _EVERYWHERE = ("8.0", "8.6", "8.7", "8.8", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
 
 
-def _rows(operation: str, formats: Iterable[str], capabilities: Iterable[str], kernel: str) -> tuple[Promise, ...]:
+def _rows(
+    operation: str, formats: Iterable[str], capabilities: Iterable[str], kernel: str, others: tuple[str, ...] = ()
+) -> tuple[Promise, ...]:
     return tuple(
-        Promise(operation, format, Capability.parse(capability), kernel)
+        Promise(operation, format, Capability.parse(capability), kernel, others=others)
         for format in formats
         for capability in capabilities
     )
@@ -29,6 +31,11 @@ _GEMM = (
     *("bf16_x_bf16", "bf16_x_nvfp4", "bf16_x_mxfp4", "bf16_x_mxfp8", "bf16_x_fp8_block_128x128"),
     *("fp16_x_fp16", "fp16_x_nvfp4", "fp16_x_mxfp4", "fp16_x_mxfp8", "fp16_x_fp8_block_128x128"),
     *("nvfp4_x_nvfp4", "mxfp4_x_mxfp4", "mxfp8_x_mxfp8", "mxfp8_x_mxfp4", "fp8_block_x_fp8_block_128x128"),
+)
+_STREAMED = (
+    *("bf16_x_bf16", "fp16_x_fp16"),
+    *("bf16_x_nvfp4", "bf16_x_mxfp4", "bf16_x_mxfp8", "bf16_x_fp8_block_128x128"),
+    *("fp16_x_nvfp4", "fp16_x_fp8_block_128x128"),
 )
 _GEMM_FORMATS = (*_PLAIN, "nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128")
 
@@ -59,6 +66,8 @@ PROMISES = (
     *_rows("dequantize", ("nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128"), _EVERYWHERE, "dequantize"),
     *_rows("amax_partial", (NO_FORMAT,), _EVERYWHERE, "amax_partial"),
     *_rows("global_scale", (NO_FORMAT,), _EVERYWHERE, "global_scale"),
-    *_rows("gemm", _GEMM, _EVERYWHERE, "sm80_gemm"),
+    *_rows("gemm", _GEMM, tuple(c for c in _EVERYWHERE if c != "9.0"), "sm80_gemm"),
+    *_rows("gemm", tuple(f for f in _GEMM if f not in _STREAMED), ("9.0",), "sm80_gemm"),
+    *_rows("gemm", _STREAMED, ("9.0",), "sm80_gemm", others=("sm90_stream_gemm", "sm90_stream_pair_gemm")),
     *_unsupported_gemms(),
 )

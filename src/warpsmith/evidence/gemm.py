@@ -16,11 +16,13 @@ import numpy as np
 
 from warpsmith import reference
 from warpsmith.catalog.formats import FORMATS, LINEAR
-from warpsmith.catalog.gemm import PAIRS, PLAIN, Tile, k_multiple, sm80_tile
+from warpsmith.catalog.gemm import PAIRS, PLAIN, k_multiple, sm80_tile
+from warpsmith.catalog.gemm_stream import TILES
 from warpsmith.catalog.spec import CubinId, Problem, pair
 from warpsmith.evidence.cases import DTYPES
 from warpsmith.evidence.device import POISON, Array, Bench, Guarded
 from warpsmith.ops import gemm_args as arguments
+from warpsmith.ops.gemm_stream_args import stream_launch
 from warpsmith.reference import layouts
 from warpsmith.runtime.launch import PreparedKernel
 
@@ -323,7 +325,7 @@ def run_gemm(bench: Bench, case: GemmCase, rng: np.random.Generator) -> Iterator
         {"m": _size(case).rows, "n": case.n, "k": case.k, "batches": case.batches},
     )
     for kernel in bench.kernels(problem).values():
-        launch = plan(case, product, sm80_tile(kernel.cubin.variant))
+        launch = plan(case, product, kernel.cubin, bench.sm_count)
         results = [_launch(bench, kernel, launch, buffers, product) for _ in range(2)]
         values, faults = results[0]
         mismatch, error = compare(case, values, want, measure, product.written())
@@ -339,8 +341,8 @@ def _size(case: GemmCase) -> arguments.Size:
     return arguments.Size(case.mode, case.m, case.n, case.k, case.batches)
 
 
-def plan(case: GemmCase, product: Product, tile: Tile) -> arguments.Launch:
-    """The launch of a case with a tile."""
+def plan(case: GemmCase, product: Product, cubin: CubinId, sm_count: int) -> arguments.Launch:
+    """The launch of a case with a cubin."""
     sides = []
     for format, side in ((case.a, product.a), (case.b, product.b)):
         row = side.memory.shape[-1]
@@ -350,6 +352,10 @@ def plan(case: GemmCase, product: Product, tile: Tile) -> arguments.Launch:
     row = case.n * arguments.ELEMENT_BYTES[case.out] + case.padding
     bias_row = 0 if product.bias is None else product.bias[0].nbytes
     output = arguments.Output(case.out, row, case.m * row, case.bias, bias_row)
+    if cubin.kernel in TILES:
+        stream = TILES[cubin.kernel]
+        return stream_launch(stream, _size(case), sides[0], sides[1], output, sm_count=sm_count, wide=case.wide)
+    tile = sm80_tile(cubin.variant)
     splits = min(case.splits, -(-case.k // tile.k))
     return arguments.sm80_launch(tile, _size(case), sides[0], sides[1], output, splits=splits, wide=case.wide)
 

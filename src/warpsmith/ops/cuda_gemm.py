@@ -24,6 +24,7 @@ import torch
 from warpsmith.arch import default_target
 from warpsmith.catalog.formats import LINEAR
 from warpsmith.catalog.gemm import sm80_tile
+from warpsmith.catalog.gemm_stream import TILES
 from warpsmith.catalog.resolve import DeviceFacts
 from warpsmith.catalog.spec import Problem, pair
 from warpsmith.errors import InvalidArgumentError
@@ -42,6 +43,7 @@ from warpsmith.ops.gemm_checks import (
     out_name,
     overlap,
 )
+from warpsmith.ops.gemm_stream_args import stream_launch
 from warpsmith.ops.qtensor import QTensor, remember_lies, trusted
 from warpsmith.ops.state import runtime
 from warpsmith.runtime.device import device_facts
@@ -234,12 +236,40 @@ def _make_plan(a: Any, b: Any, index: Any, shape: Shape, bias: Any, dtype: str, 
     dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
     fields = {"format": pair(shape.a, shape.b), "mode": size.mode}
     kernel = runtime().prepare(Problem.of("gemm", fields, dims), device)
-    tile, facts = sm80_tile(kernel.cubin.variant), _facts(device)
+    wide = index is not None and index.dtype is torch.int64
+    launch = _LAUNCHES[kernel.cubin.kernel](kernel, _facts(device), size, left, right, output, wide)
+    return _Plan(kernel, launch, shape.out, torch_dtype, extents)
+
+
+def _sm80_launch(
+    kernel: PreparedKernel,
+    facts: DeviceFacts,
+    size: arguments.Size,
+    a: arguments.Operand,
+    b: arguments.Operand,
+    d: arguments.Output,
+    wide: bool,
+) -> arguments.Launch:
+    tile = sm80_tile(kernel.cubin.variant)
     held = arguments.resident(tile, kernel.shared_memory, default_target(facts.capability).shared_memory)
     splits = arguments.choose_splits(tile, size, facts.sm_count, held)
-    wide = index is not None and index.dtype is torch.int64
-    launch = arguments.sm80_launch(tile, size, left, right, output, splits=splits, wide=wide)
-    return _Plan(kernel, launch, shape.out, torch_dtype, extents)
+    return arguments.sm80_launch(tile, size, a, b, d, splits=splits, wide=wide)
+
+
+def _stream_launch(
+    kernel: PreparedKernel,
+    facts: DeviceFacts,
+    size: arguments.Size,
+    a: arguments.Operand,
+    b: arguments.Operand,
+    d: arguments.Output,
+    wide: bool,
+) -> arguments.Launch:
+    return stream_launch(TILES[kernel.cubin.kernel], size, a, b, d, sm_count=facts.sm_count, wide=wide)
+
+
+_LAUNCHES = {"sm80_gemm": _sm80_launch, **dict.fromkeys(TILES, _stream_launch)}
+"""How each kernel's launch is planned; all of them have the parameters of `sm80_gemm`."""
 
 
 def _operand(x: Any, format: str, rows: int, k: int, b: Any) -> tuple[arguments.Operand, bool]:

@@ -176,6 +176,21 @@ def choose_splits(tile: Tile, size: Size, sm_count: int, held: int) -> int:
     return min(range(1, most + 1), key=lambda splits: split_cost(tile, size, splits, sm_count, held))
 
 
+def tail_of(size: Size, a: Operand, b: Operand, d: Output, wide: bool, flags: int = 0) -> tuple[int | float, ...]:
+    """The arguments behind the pointers, with a kernel's own `flags`; `wide`: offsets or counts are int64."""
+    flags |= MODES.index(size.mode) | TYPES.index(d.dtype) << OUT_SHIFT
+    flags |= (TYPES.index(d.bias) + 1) << BIAS_SHIFT if d.bias else 0
+    flags |= INDEX_64 if wide else 0
+    flags |= TILED_SCALES_A if a.layout in (TILED, M_MAJOR) else 0
+    flags |= TILED_SCALES_B if b.layout == TILED else 0
+    flags |= GLOBAL_A_PER_BATCH if a.global_per_batch else 0
+    flags |= GLOBAL_B_PER_BATCH if b.global_per_batch else 0
+    return (
+        a.row, b.row, d.row, a.batch, b.batch, d.batch, a.scale_batch, b.scale_batch, d.bias_batch,
+        size.m, size.n, size.k, size.batches, 1.0, flags,
+    )  # fmt: skip
+
+
 def sm80_launch(
     tile: Tile, size: Size, a: Operand, b: Operand, d: Output, *, splits: int = 1, wide: bool = False
 ) -> Launch:
@@ -211,20 +226,10 @@ def sm80_launch(
             f"a product of {size.batches} × {size.m} × {size.n} × {size.k} is too large: it has {tiles} tiles; "
             "expected fewer than 2^31 tiles, fewer than 2^32 rows (with 127 more a group), and K below 2^30"
         )
-    flags = MODES.index(size.mode) | TYPES.index(d.dtype) << OUT_SHIFT
-    flags |= (TYPES.index(d.bias) + 1) << BIAS_SHIFT if d.bias else 0
-    flags |= INDEX_64 if wide else 0
-    flags |= TILED_SCALES_A if a.layout in (TILED, M_MAJOR) else 0
-    flags |= TILED_SCALES_B if b.layout == TILED else 0
-    flags |= GLOBAL_A_PER_BATCH if a.global_per_batch else 0
-    flags |= GLOBAL_B_PER_BATCH if b.global_per_batch else 0
     split = splits > 1
     return Launch(
         (tiles, splits, 1),
-        (
-            a.row, b.row, d.row, a.batch, b.batch, d.batch, a.scale_batch, b.scale_batch, d.bias_batch,
-            size.m, size.n, size.k, size.batches, 1.0, flags,
-        ),
+        tail_of(size, a, b, d, wide),
         tiles * splits * tile.m * tile.n * 4 if split else 0,
         tiles if split else 0,
-    )  # fmt: skip
+    )

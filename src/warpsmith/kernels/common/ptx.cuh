@@ -49,6 +49,11 @@ WS_DEVICE T* opaque_global(T* pointer) {
 }
 
 // Hides how a number came about, likewise.
+WS_DEVICE u32 opaque(u32 value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 WS_DEVICE i64 opaque(i64 value) {
   asm volatile("" : "+l"(value));
   return value;

@@ -39,4 +39,22 @@ WS_DEVICE void load_shared(u32 address, u32 (&words)[4]) {
                : "memory");
 }
 
+WS_DEVICE u32 load_shared_u32(u32 address) {
+  u32 value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+WS_DEVICE u32 load_shared_u8(u32 address) {
+  u32 value;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+WS_DEVICE u32 load_shared_u16(u32 address) {
+  u16 value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(address) : "memory");
+  return value;
+}
+
 }  // namespace ws

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// The problem as the kernel gets it, and which rows of B a block multiplies by which rows of A.
+#pragma once
+
+#include "common/types.cuh"
+#include "gemm/sm90_stream_config.cuh"
+
+namespace ws {
+
+// Bits of `flags`, from the lowest: 2 kind, 2 type of D, 2 type of bias, then single ones.
+enum : u32 {
+  kDense = 0,    // `batches` matrices of m rows
+  kGrouped = 1,  // m rows in all; group g is rows index[g] to index[g + 1]
+  kMasked = 2,   // `batches` matrices of m rows, of which the first index[g] count
+  kKindMask = 3,
+  kOutShift = 2,
+  kBiasShift = 4,  // 0: no bias
+  kTypeMask = 3,
+  kIndex64 = 1 << 6,       // index is i64, not i32
+  kTiledScales = 1 << 8,   // 128x4, not linear
+  kAlphaPerBatch = 1 << 9,  // one value for each batch or group, not one
+  kGlobalAPerBatch = 1 << 10,
+  kGlobalBPerBatch = 1 << 11,
+  kEarlyWeights = 1 << 12,  // b, its scales and index were complete before the kernel before this one began
+  kWarpsShift = 16,         // log2 of the warps that divide K
+  kWarpsMask = 7,
+};
+enum : u32 { kOutBf16 = 0, kOutFp16 = 1, kOutFp32 = 2 };
+enum : u32 { kNoBias = 0, kBiasBf16 = 1, kBiasFp16 = 2, kBiasFp32 = 3 };
+
+struct Problem {
+  const u8 *a, *b, *b_scales, *bias;
+  u8* d;
+  const float *alphas, *a_global_scale, *b_global_scale;
+  const void* index;
+  i64 a_row, b_row, d_row, a_batch, b_batch, d_batch, b_scale_batch, bias_batch;  // bytes
+  u32 m, n, k, batches;
+  float alpha;
+  u32 flags;
+  WS_DEVICE u32 kind() const { return flags & kKindMask; }
+  WS_DEVICE u32 warps_k() const { return 1u << (flags >> kWarpsShift & kWarpsMask); }
+};
+
+WS_DEVICE constexpr u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
+
+// index[i], kept within 0..m so that no value of it leads outside the operands.
+WS_DEVICE u32 read_index(const Problem& p, u32 i) {
+  const i64 value = p.flags & kIndex64 ? static_cast<const i64*>(p.index)[i] : static_cast<const int*>(p.index)[i];
+  return static_cast<u32>(max(0ll, min(value, static_cast<i64>(p.m))));
+}
+
+// Rows of A that are multiplied by the same matrix: at most kRows of a batch or group.
+struct Rows {
+  u32 batch;   // or group
+  u32 first;   // within the batch; grouped: of all rows
+  u32 count;
+};
+
+// Rows of B that a block computes at a time, at most kWarpRows for each warp along them, of one matrix.
+struct Tile {
+  u32 rows_of_a;   // which Rows, counted over all groups
+  u32 row, count;  // of B, in groups of 8
+};
+
+// Which row of B the first of group `eight` of 8 is.
+WS_DEVICE u32 row_of_eight(const Problem& p, u32 eight) {
+  return kGated ? eight / 2 * 8 + eight % 2 * (p.n / 2) : 8 * eight;
+}
+
+// The work of a problem, in order: for each Rows, all rows of B, 8 at a time. A block or cluster has an equal part of it.
+// All of it is fewer than 2^32 times 8 rows.
+class Work {
+ public:
+  // With a list of groups, `before` gets the number of Rows before each. All threads; they must meet afterwards.
+  WS_DEVICE Work(const Problem& p, u32* before) : p_(p), before_(before), grains_(p.n / (8 * kGrain)) {
+    if (p.kind() == kDense) {
+      per_batch_ = div_up(p.m, kRows);
+      all_ = per_batch_ * p.batches;
+    } else {
+      per_batch_ = 0;
+      all_ = count_groups();
+    }
+    // As many for each part as for any other, or one more.
+    const u32 parts = gridDim.x / kCluster, part = blockIdx.x / kCluster;
+    const u32 grains = all_ * grains_, each = grains / parts, more = grains - each * parts;
+    const u32 begin = each * part + min(part, more);
+    left_ = each + (part < more);
+    rows_ = begin / grains_;
+    first_ = begin - rows_ * grains_;
+    last_ = left_ ? (begin + left_ - 1) / grains_ : 0;
+  }
+
+  WS_DEVICE bool has_next() const { return left_ > 0; }
+  WS_DEVICE u32 next_rows() const { return rows_; }
+  WS_DEVICE u32 last_rows() const { return last_; }  // that this block has
+
+  // Takes at most `most` groups of 8 rows.
+  WS_DEVICE Tile take(u32 most) {
+    const u32 count = min(min(left_, grains_ - first_), most / kGrain);
+    const Tile tile{rows_, first_ * kGrain, count * kGrain};
+    left_ -= count;
+    first_ += count;
+    if (first_ == grains_) ++rows_, first_ = 0;
+    return tile;
+  }
+
+  WS_DEVICE Rows rows(u32 i) const {
+    if (per_batch_ == 1) return {i, 0, p_.m};
+    if (per_batch_) {
+      const u32 batch = i / per_batch_, first = i % per_batch_ * kRows;
+      return {batch, first, min(p_.m - first, kRows)};
+    }
+    u32 low = 0, high = p_.batches;  // the last group with before_[group] <= i
+    while (high - low > 1) {
+      const u32 middle = (low + high) / 2;
+      if (before_[middle] <= i) {
+        low = middle;
+      } else {
+        high = middle;
+      }
+    }
+    const u32 first = (i - before_[low]) * kRows;
+    const u32 start = p_.kind() == kGrouped ? read_index(p_, low) : 0;
+    const u32 size = p_.kind() == kGrouped ? read_index(p_, low + 1) - start : read_index(p_, low);
+    return {low, start + first, min(size - first, kRows)};
+  }
+
+ private:
+  // One thread a group: sums over a warp, then over the warps.
+  WS_DEVICE u32 count_groups() {
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = threadIdx.x;
+    static_assert(kMostGroups <= kThreads, "one thread a group");
+    u32 count = 0;
+    if (g < p_.batches) {
+      const u32 first = p_.kind() == kGrouped ? read_index(p_, g) : 0;
+      const u32 end = read_index(p_, p_.kind() == kGrouped ? g + 1 : g);
+      count = end > first ? div_up(end - first, kRows) : 0;
+    }
+    u32 through = count;
+#pragma unroll
+    for (u32 distance = 1; distance < 32; distance *= 2) {
+      const u32 other = __shfl_up_sync(kAllLanes, through, distance);
+      if (lane >= distance) through += other;
+    }
+    u32* const sums = before_ + kMostGroups;
+    if (lane == 31) sums[warp] = through;
+    __syncthreads();
+    u32 total = 0;
+#pragma unroll
+    for (u32 w = 0; w < kWarps; ++w) {
+      if (w == warp) through += total;
+      total += sums[w];
+    }
+    if (g < p_.batches) before_[g] = through - count;
+    __syncthreads();
+    return total;
+  }
+
+  const Problem& p_;
+  u32* before_;
+  u32 grains_, per_batch_, all_;
+  u32 left_, rows_, first_, last_;
+};
+
+}  // namespace ws
