@@ -12,7 +12,7 @@ WS_DEVICE u32 cluster_rank() {
   return rank;
 }
 
-// The two halves of a barrier of all threads of a cluster. What a thread wrote before its arrival is seen after the wait.
+// The two halves of a barrier of all threads of a cluster. What was written before an arrival is seen after the wait.
 WS_DEVICE void arrive_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 WS_DEVICE void wait_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 

@@ -4,8 +4,8 @@
 //   act[r] = activation(x[rows[r] / top_k] · w13[e]ᵀ + bias[e]) for the sorted rows r of expert e
 //
 // The stream of gemm/sm90_stream_gemm.cuh, whose macros these are, with WS_GATED=1: gate and up rows of w13 [E, 2I, H],
-// gate rows first, go through the MMA by eights in turn, so that both sums of a value of `act` end in one block. Experts
-// without rows cost nothing; those with more than WS_ROWS rows are read again, from L2.
+// gate rows first, go through the MMA by eights in turn, so that both sums of a value of `act` end in one block.
+// Experts without rows cost nothing; those with more than WS_ROWS rows are read again, from L2.
 #ifndef __CUDA_ARCH__
 #error "device code only: __CUDA_ARCH__ is not set"
 #elif __CUDA_ARCH__ < 900
@@ -45,16 +45,18 @@ WS_DEVICE i64 scale_bytes(u32 rows, u32 k, bool tiled) {
   if constexpr (kPlain) return 0;
   constexpr u32 block = kPlain ? 1 : kBlock;
   if (kFp8Block) return 4ll * div_up(rows, 128) * (k / block);
-  return tiled ? static_cast<i64>(div_up(rows, 128)) * 128 * (div_up(k / block, 4) * 4) : static_cast<i64>(rows) * (k / block);
+  const u32 blocks = k / block;
+  return tiled ? static_cast<i64>(div_up(rows, 128)) * 128 * (div_up(blocks, 4) * 4) : static_cast<i64>(rows) * blocks;
 }
 
 }  // namespace ws
 
 WS_RECORD(ws::Shared::kBytes, ws::kThreads, WS_AHEAD, WS_FLAG_WAITS, WS_ROWS, WS_CLUSTER, 0)
 
-// x rows are `x_row` bytes apart; w13 [experts][2·units][hidden] and act [pairs][units] are tight. `offsets` and `rows` are
-// those of the sorting stage; offsets beyond `pairs` are cut to it. Flags: type of act (bits 2, 3) and of the bias (4, 5),
-// 128x4 scales (8), one global scale an expert (11), early weights (12), log2 of the warps that divide K (16 to 18).
+// x rows are `x_row` bytes apart; w13 [experts][2·units][hidden] and act [pairs][units] are tight. `offsets` and `rows`
+// are those of the sorting stage; offsets beyond `pairs` are cut to it. Flags: type of act (bits 2, 3) and of the bias
+// (4, 5), 128x4 scales (8), one global scale an expert (11), early weights (12), log2 of the warps that divide K (16 to
+// 18).
 extern "C" __global__ void WS_CLUSTER_ATTRIBUTE __launch_bounds__(ws::kThreads, 1)
     ws_sm90_moe_up(const void* x, const void* w13, const void* w13_scales, const float* w13_global_scale,
                    const void* bias, const int* offsets, const int* rows, void* act, long long x_row, unsigned top_k,

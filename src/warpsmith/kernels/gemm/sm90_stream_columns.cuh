@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A warp's share of B, 32 rows by one column of 64 bytes at a time: from memory to its ring, and from there to the MMA.
 //
-// Lane 4g+t has unit t (16 contiguous bytes) of rows g, g+8, g+16 and g+24. A sum over K does not depend on the order of
-// K: the MMA's K slots of lane t take that unit's elements as they lie, and those of A alike.
+// Lane 4g+t has unit t (16 contiguous bytes) of rows g, g+8, g+16, g+24. A sum over K does not depend on K's
+// order: the MMA's K slots of lane t take that unit's elements as they lie, and those of A alike.
 #pragma once
 
 #include "common/convert.cuh"

@@ -35,7 +35,7 @@ static_assert(kBf16 || kFormatA == Format::fp16, "rows of A are bf16 or fp16");
 static_assert(!kPlain || kFormatA == kFormatB, "neither of bf16 and fp16 holds the other's values");
 static_assert(kBf16 || !kMx, "fp16 cannot hold an element times a power of two of the mx formats");
 
-// ---- along K: a lane reads units of 16 bytes of a row of B; four lanes of a row read a column of 64 bytes ------------
+// ---- along K: a lane reads units of 16 bytes of a row of B; four lanes of a row read a column of 64 bytes -----------
 
 constexpr u32 kBits = kPlain ? 16 : kNvfp4 || kFormatB == Format::mxfp4 ? 4 : 8;
 constexpr u32 kUnit = 128 / kBits;      // elements of a unit
@@ -44,7 +44,7 @@ constexpr u32 kBlock = kPlain ? 0 : kNvfp4 ? 16 : kFp8Block ? 128 : 32;  // elem
 constexpr u32 kOctets = kUnit / 8;      // two MMAs each
 constexpr u32 kOctetWords = kBits / 4;  // words of 8 elements
 
-// ---- along rows of B: a warp computes 32 of them at a time -----------------------------------------------------------
+// ---- along rows of B: a warp computes 32 of them at a time ----------------------------------------------------------
 
 constexpr u32 kRows = WS_ROWS;  // of A
 constexpr u32 kN8 = kRows / 8;
@@ -66,7 +66,7 @@ constexpr u32 kMostGroups = 512;
 constexpr bool kGated = WS_GATED;
 constexpr u32 kGrain = kGated ? 2 : 1;  // groups of 8 rows that are not parted
 
-// ---- shared memory ---------------------------------------------------------------------------------------------------
+// ---- shared memory --------------------------------------------------------------------------------------------------
 
 struct Shared {
   // A warp's ring of columns: lane l's 16 bytes of a group of 8 rows at 16·l; then scales, 16 bytes a row.

@@ -97,10 +97,13 @@ class Exchange {
     }
   }
 
-  WS_DEVICE void wait(u32 shared) const { mbarrier_wait(shared + Shared::kBarriers + 64 + 8 * (tile_ % 2), tile_ / 2 % 2); }
+  WS_DEVICE void wait(u32 shared) const {
+    mbarrier_wait(shared + Shared::kBarriers + 64 + 8 * (tile_ % 2), tile_ / 2 % 2);
+  }
 
   WS_DEVICE float received(u32 warp_row, u32 a_row, u32 rows, u32 row) const {
-    const float* const inbox = reinterpret_cast<const float*>(shared_ + Shared::kInbox + tile_ % 2 * Shared::kInboxBytes);
+    const u8* const place = shared_ + Shared::kInbox + tile_ % 2 * Shared::kInboxBytes;
+    const float* const inbox = reinterpret_cast<const float*>(place);
     return inbox[(warp_row * rows + a_row) * 16 + row % 16];
   }
 
@@ -122,8 +125,8 @@ WS_DEVICE float with_bias(const Problem& p, u32 batch, u32 row, float value) {
   return type == kNoBias ? value : value + load_value(p.bias + batch * p.bias_batch, type - 1, row);
 }
 
-// Writes what this block finishes of a tile: all of it, or its half of a pair's. Rows of D are those of A. `finish` makes
-// a value of D of one sum or, gated, of gate and up.
+// Writes what this block finishes of a tile: all of it, or its half of a pair's. Rows of D are those of A. `finish`
+// makes a value of D of one sum or, gated, of gate and up.
 template <class Finish>
 WS_DEVICE void write_tile(const Exchange& exchange, const Problem& p, const Tile& tile, const Rows& rows, float alpha,
                           const Finish& finish) {

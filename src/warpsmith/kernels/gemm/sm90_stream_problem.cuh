@@ -67,8 +67,8 @@ WS_DEVICE u32 row_of_eight(const Problem& p, u32 eight) {
   return kGated ? eight / 2 * 8 + eight % 2 * (p.n / 2) : 8 * eight;
 }
 
-// The work of a problem, in order: for each Rows, all rows of B, 8 at a time. A block or cluster has an equal part of it.
-// All of it is fewer than 2^32 times 8 rows.
+// The work of a problem, in order: for each Rows, all rows of B, 8 at a time. A block or pair has an equal part. All
+// of it is fewer than 2^32 times 8 rows.
 class Work {
  public:
   // With a list of groups, `before` gets the number of Rows before each. All threads; they must meet afterwards.
