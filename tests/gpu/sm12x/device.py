@@ -103,21 +103,22 @@ class Gpu:
         api = self.driver.api
         swizzle = api.CUtensorMapSwizzle
         long, word = api.cuuint64_t, api.cuuint32_t
-        encoded = self.driver.call(
-            "cuTensorMapEncodeTiled",
-            api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8,
-            3,
-            pointer,
-            [long(d) for d in dims],
-            [long(dims[0]), long(dims[0] * dims[1])],
-            [word(box_bytes), word(box_rows), word(1)],
-            [word(1)] * 3,
-            api.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            getattr(swizzle, f"CU_TENSOR_MAP_SWIZZLE_{box_bytes}B"),
-            api.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-            api.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            tried=f"make a tensor map of {dims} at {pointer:#x}",
-        )
+        with self.driver.current(0):
+            encoded = self.driver.call(
+                "cuTensorMapEncodeTiled",
+                api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                3,
+                pointer,
+                [long(d) for d in dims],
+                [long(dims[0]), long(dims[0] * dims[1])],
+                [word(box_bytes), word(box_rows), word(1)],
+                [word(1)] * 3,
+                api.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+                getattr(swizzle, f"CU_TENSOR_MAP_SWIZZLE_{box_bytes}B"),
+                api.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                api.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+                tried=f"make a tensor map of {dims} at {pointer:#x}",
+            )
         return ctypes.string_at(encoded.getPtr(), 128)
 
     def load(self, kernel: Kernel, variant: Variant) -> GpuProgram:
