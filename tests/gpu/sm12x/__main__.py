@@ -56,6 +56,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a part of the GEMM's cases")
     parser.add_argument("--most", type=float, default=1e18, help="multiplications of the largest GEMM")
     parser.add_argument("--emulate", type=Path, help="a folder of emulated GEMMs (tests/emulation): no GPU is used")
+    parser.add_argument("--racecheck", action="store_true", help="use cubins whose barriers racecheck can follow")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the variants")
     parser.add_argument("--part", default="0/1", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -77,7 +78,7 @@ def main() -> int:
         device = Emulator(options.emulate)
     else:
         target = parse(options.target) if options.target else default_target(gpu_capability())
-        device = Gpu(target, options.folder)
+        device = Gpu(target, options.folder, racecheck=options.racecheck)
     mine, processes = (int(x) for x in options.part.split("/"))
     kernels = (GEMM,) if options.emulate else (PROBE, GEMM)
     names = [(kernel, variant.name) for kernel in kernels for variant in kernel.variants]

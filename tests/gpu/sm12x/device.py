@@ -17,7 +17,7 @@ from warpsmith.runtime.launch import Argument
 from warpsmith.runtime.memory import DeviceBuffer, synchronize
 from warpsmith.runtime.modules import load_kernel
 
-from .kernels import cubin
+from .kernels import GEMM, cubin, for_racecheck
 
 Array = npt.NDArray[Any]
 Region = tuple[int, int]
@@ -78,11 +78,11 @@ class GpuProgram:
 
 
 class Gpu:
-    """Device 0, with cubins for `target` from `folder` or compiled."""
+    """Device 0, with cubins for `target` from `folder` or compiled; those of the GEMM made for racecheck if asked."""
 
-    def __init__(self, target: Target, folder: Path | None, size: int = 1 << 30) -> None:
+    def __init__(self, target: Target, folder: Path | None, size: int = 1 << 30, racecheck: bool = False) -> None:
         self.driver = default_driver()
-        self.target, self.folder, self.size = target, folder, size
+        self.target, self.folder, self.size, self.racecheck = target, folder, size, racecheck
         self.capability = gpu_capability()
         self._arena = DeviceBuffer(self.driver, 0, size)
         self.base = self._arena.pointer
@@ -122,7 +122,7 @@ class Gpu:
         return ctypes.string_at(encoded.getPtr(), 128)
 
     def load(self, kernel: Kernel, variant: Variant) -> GpuProgram:
-        return GpuProgram(self, kernel, variant)
+        return GpuProgram(self, kernel, for_racecheck(variant) if self.racecheck and kernel is GEMM else variant)
 
 
 def gpu_capability() -> Capability:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from warpsmith.arch import Capability, Target
@@ -94,6 +94,11 @@ GEMM = Kernel(
     feature="f",
     may_spill=True,  # on 9.0
 )
+
+
+def for_racecheck(variant: Variant) -> Variant:
+    """A variant of the GEMM in which every lane arrives at the barriers; racecheck does not follow one for a warp."""
+    return replace(variant, name=f"{variant.name}_race", macros=(*variant.macros, ("WS_EVERY_LANE_ARRIVES", "1")))
 
 
 def cubin(kernel: Kernel, variant: Variant, target: Target, folder: Path | None = None) -> bytes:
