@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from warpsmith.arch import Capability
 from warpsmith.catalog.spec import NO_FORMAT, Catalog, Kernel, Operation, Problem, Variant
@@ -28,8 +27,7 @@ _MAX_BYTES = 1 << 20
 _MAX_NAME = 200
 
 
-@dataclass(frozen=True, order=True)
-class Shapes:
+class Shapes(NamedTuple):
     """Problems of one operation: some values of each field, a range of each dimension.
 
     Attributes
@@ -67,8 +65,7 @@ class Shapes:
         return f"{self.operation}({', '.join(parts)})"
 
 
-@dataclass(frozen=True, order=True)
-class Model:
+class Model(NamedTuple):
     """A named set of shapes."""
 
     name: str
@@ -87,8 +84,7 @@ class Model:
         return {"name": self.name, "shapes": shapes}
 
 
-@dataclass(frozen=True)
-class Reached:
+class Reached(NamedTuple):
     """A variant that a shape reaches on a capability; no kernel if none computes it."""
 
     shapes: Shapes

@@ -7,11 +7,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from warpsmith import tuning
 from warpsmith.bundle.find import installed_bundles
 from warpsmith.bundle.reader import Bundle
-from warpsmith.bundle.signature import read_public_key
 from warpsmith.catalog.resolve import Decision, DeviceFacts
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
 from warpsmith.errors import BundleError, InvalidArgumentError, MissingKernelError, UnsupportedError
@@ -22,6 +22,9 @@ from warpsmith.runtime.launch import PreparedKernel
 from warpsmith.runtime.modules import load_kernel
 from warpsmith.runtime.search import Located, Place, installed_place, locate, missing, pointed_place
 from warpsmith.settings import Settings
+
+if TYPE_CHECKING:
+    from warpsmith.bundle.signature import PublicKey
 
 _MAX_PROBLEMS = 4096
 
@@ -62,8 +65,7 @@ class Runtime:
         installed: Callable[[], Sequence[Bundle | BundleError]] = installed_bundles,
         jit: Jit | None = None,
     ) -> None:
-        required = settings.require_signature
-        self._key = read_public_key(required) if required else None
+        self._key = _required_key(settings)
         self.catalog = _tuned(catalog, settings)
         self.driver = driver or default_driver()
         self._settings = settings
@@ -207,6 +209,15 @@ class Runtime:
         if len(self._prepared) >= _MAX_PROBLEMS:
             self._prepared = {}
         self._prepared[device_index, problem] = kernel
+
+
+def _required_key(settings: Settings) -> PublicKey | None:
+    """The key that bundles must be signed by; what checks signatures is not imported unless there is one."""
+    if settings.require_signature is None:
+        return None
+    from warpsmith.bundle.signature import read_public_key
+
+    return read_public_key(settings.require_signature)
 
 
 def _tuned(catalog: Catalog, settings: Settings) -> Catalog:
