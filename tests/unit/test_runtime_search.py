@@ -230,7 +230,7 @@ def test_what_is_compiled_does_not_pass_for_signed(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(toolchain, "find_toolchain", never)
     jit = Jit(Settings.from_environment({"WARPSMITH_REQUIRE_SIGNATURE": "/release.pub"}), CATALOG)
-    with pytest.raises(MissingKernelError, match="WARPSMITH_REQUIRE_SIGNATURE asks for signed .* WARPSMITH_JIT"):
+    with pytest.raises(MissingKernelError, match=r"WARPSMITH_REQUIRE_SIGNATURE asks for signed .* WARPSMITH_JIT"):
         runtime(jit=jit).prepare(problem(), 0)
 
 
