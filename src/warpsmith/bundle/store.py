@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compile cache: bytes under content keys, safe against crashes, full disks and other processes.
 
-There is no lock, and no reader tests for membership: an entry is written beside its place, put on the disk and renamed, and
-whoever reads one checks it, so that a reader sees a whole entry or none.
+There is no lock, and no reader tests for membership: an entry is written beside its place, put on the disk and renamed,
+and whoever reads one checks it, so that a reader sees a whole entry or none.
 """
 
 from __future__ import annotations

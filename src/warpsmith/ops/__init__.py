@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from warpsmith.ops.quantization import global_scale as global_scale
     from warpsmith.ops.quantization import quantize as quantize
     from warpsmith.ops.quantization import silu_and_mul_quantize as silu_and_mul_quantize
+    from warpsmith.ops.warming import warmup as warmup
 
 _HOME = {
     "QTensor": "qtensor",
@@ -26,6 +27,7 @@ _HOME = {
     "load": "loading",
     "quantize": "quantization",
     "silu_and_mul_quantize": "quantization",
+    "warmup": "warming",
 }
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "load",
     "quantize",
     "silu_and_mul_quantize",
+    "warmup",
 ]
 
 

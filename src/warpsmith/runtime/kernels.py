@@ -20,7 +20,7 @@ from warpsmith.runtime.driver import Driver, default_driver, survive_fork
 from warpsmith.runtime.jit import Jit
 from warpsmith.runtime.launch import PreparedKernel
 from warpsmith.runtime.modules import load_kernel
-from warpsmith.runtime.search import Located, Place, installed_place, locate, missing, pointed_place
+from warpsmith.runtime.search import Chosen, Located, Place, installed_place, locate, missing, pointed_place
 from warpsmith.settings import Settings
 
 if TYPE_CHECKING:
@@ -147,7 +147,27 @@ class Runtime:
             self._remember(device_index, problem, kernel)
         return kernel
 
-    def load(self, problems: Iterable[Problem], device_index: int) -> tuple[PreparedKernel, ...]:
+    def find(self, wanted: Iterable[Problem | Chosen], device_index: int) -> dict[Problem | Chosen, Located]:
+        """Decide where the kernels of several problems come from on a device; nothing is loaded.
+
+        Raises
+        ------
+        MissingKernelError
+            If any is missing or unsupported: one error with every reason.
+        """
+        facts = device_facts(device_index, self.driver)
+        found: dict[Problem | Chosen, Located] = {}
+        for item in dict.fromkeys(wanted):
+            if isinstance(item, Chosen):
+                found[item] = locate(item.narrowed(self.catalog), item.problem, facts, self._search(), self._jit)
+            else:
+                found[item] = self.locate(item, facts)
+        refused = [located.decision for located in found.values() if located.decision.choice is None]
+        if refused:
+            raise MissingKernelError(missing(refused, self.places()))
+        return found
+
+    def load(self, wanted: Iterable[Problem | Chosen], device_index: int) -> tuple[PreparedKernel, ...]:
         """Load the kernels of several problems, or none: for start-up, so that no request waits and no capture fails.
 
         Kernels that have to be compiled are compiled together.
@@ -155,23 +175,21 @@ class Runtime:
         Raises
         ------
         MissingKernelError
-            If any is missing or unsupported: one error with every reason, before anything is loaded.
+            As `find`, before anything is loaded.
         DigestError, CompileError, DriverError
             As `prepare`.
         """
         facts = device_facts(device_index, self.driver)
-        found = {problem: self.locate(problem, facts) for problem in dict.fromkeys(problems)}
-        refused = [located.decision for located in found.values() if located.decision.choice is None]
-        if refused:
-            raise MissingKernelError(missing(refused, self.places()))
+        found = self.find(wanted, device_index)
         cubins = {located.cubin: located for located in found.values()}
-        wanted = [c for c, located in cubins.items() if located.bundle is None and not self._loaded(device_index, c)]
-        compiled = self._jit.compile(wanted) if wanted else {}
+        absent = [c for c, located in cubins.items() if located.bundle is None and not self._loaded(device_index, c)]
+        compiled = self._jit.compile(absent) if absent else {}
         for located in cubins.values():
             self._kernel(located, device_index, facts, compiled)
-        kernels = {problem: self._kernel(located, device_index, facts) for problem, located in found.items()}
-        for problem, kernel in kernels.items():
-            self._remember(device_index, problem, kernel)
+        kernels = {item: self._kernel(located, device_index, facts) for item, located in found.items()}
+        for item, kernel in kernels.items():
+            if isinstance(item, Problem):
+                self._remember(device_index, item, kernel)
         return tuple(kernels.values())
 
     def _loaded(self, device_index: int, cubin: CubinId) -> bool:

@@ -79,6 +79,20 @@ class Located(NamedTuple):
         return str(self.bundle.path) if self.bundle else "JIT"
 
 
+class Chosen(NamedTuple):
+    """A variant to find, and a problem like those that it is the choice for; the problem's own may be another."""
+
+    problem: Problem
+    kernel: str
+    variant: str
+
+    def narrowed(self, catalog: Catalog) -> Catalog:
+        """The catalog as if it had that variant alone."""
+        kernel = catalog.kernel(self.kernel)
+        only = replace(kernel, variants=(kernel.variant(self.variant),))
+        return replace(catalog, kernels=(only,), tuning=())
+
+
 def pointed_place(bundle_path: Sequence[Path], key: PublicKey | None = None) -> Place:
     """The bundles that the settings point at; what cannot be opened, or is not signed by `key`, is kept as a reason."""
     bundles: list[Bundle] = []
