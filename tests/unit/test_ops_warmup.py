@@ -107,7 +107,7 @@ def test_problems_are_decided_on_once(use: Use, whole: Path, monkeypatch: pytest
     assert run.prepare(problem, 1).cubin.kernel == "sm80_gemm"
 
 
-def test_nothing_is_loaded_where_anything_is_missing_on_any_device(use: Use, whole: Path, tmp_path: Path) -> None:
+def test_nothing_is_loaded_where_anything_is_missing_on_any_device(use: Use, tmp_path: Path) -> None:
     manifest, cubins = parts(parse("sm_90a"), catalog=CATALOG)
     kept = tuple(entry for entry in manifest.cubins if entry.kernel != "silu_and_mul_quantize")
     hashes = {entry.sha256 for entry in kept}
