@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from warpsmith.ops import load as load
     from warpsmith.ops import quantize as quantize
     from warpsmith.ops import silu_and_mul_quantize as silu_and_mul_quantize
+    from warpsmith.ops import warmup as warmup
 
 _HOME = {
     "Decision": "warpsmith.catalog.resolve",
@@ -44,6 +45,7 @@ _HOME = {
     "load": "warpsmith.ops",
     "quantize": "warpsmith.ops",
     "silu_and_mul_quantize": "warpsmith.ops",
+    "warmup": "warpsmith.ops",
 }
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "load",
     "quantize",
     "silu_and_mul_quantize",
+    "warmup",
 ]
 
 

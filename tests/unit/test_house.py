@@ -36,6 +36,7 @@ PUBLIC = [
     "load",
     "quantize",
     "silu_and_mul_quantize",
+    "warmup",
 ]
 
 # Who may import whom: a layer may import itself and the layers right of it.

@@ -6,15 +6,14 @@ The exact arithmetic is the reference's business; see ``docs/numerics.md``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from warpsmith.errors import FormatError
 
 LINEAR, TILED, M_MAJOR = "linear", "128x4", "m_major"
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """A quantized format.
 
     Attributes

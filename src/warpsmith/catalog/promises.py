@@ -13,15 +13,16 @@ from itertools import product
 from warpsmith.arch import Capability
 from warpsmith.catalog.spec import NO_FORMAT, Promise
 
-_EVERYWHERE = ("8.0", "8.6", "8.7", "8.8", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
+_EVERYWHERE = tuple(
+    Capability.parse(text)
+    for text in ("8.0", "8.6", "8.7", "8.8", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
+)
 
 
-def _rows(operation: str, formats: Iterable[str], capabilities: Iterable[str], kernel: str) -> tuple[Promise, ...]:
-    return tuple(
-        Promise(operation, format, Capability.parse(capability), kernel)
-        for format in formats
-        for capability in capabilities
-    )
+def _rows(
+    operation: str, formats: Iterable[str], capabilities: Iterable[Capability], kernel: str
+) -> tuple[Promise, ...]:
+    return tuple(Promise(operation, format, capability, kernel) for format in formats for capability in capabilities)
 
 
 _PLAIN = ("bf16", "fp16")
@@ -47,9 +48,12 @@ def _no_gemm(a: str, b: str) -> str:
 
 
 def _unsupported_gemms() -> Iterator[Promise]:
-    for a, b, capability in product(_GEMM_FORMATS, _GEMM_FORMATS, _EVERYWHERE):
-        if f"{a}_x_{b}" not in _GEMM:
-            yield Promise("gemm", f"{a}_x_{b}", Capability.parse(capability), None, _no_gemm(a, b))
+    for a, b in product(_GEMM_FORMATS, _GEMM_FORMATS):
+        format = f"{a}_x_{b}"
+        if format not in _GEMM:
+            reason = _no_gemm(a, b)
+            for capability in _EVERYWHERE:
+                yield Promise("gemm", format, capability, None, reason)
 
 
 PROMISES = (

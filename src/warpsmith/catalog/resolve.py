@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from warpsmith.arch import Capability, candidates
 from warpsmith.catalog.spec import Catalog, CubinId, Kernel, Problem, Variant
@@ -40,8 +41,7 @@ class DeviceFacts:
         return f"{self.name or 'device'} (compute capability {self.capability})"
 
 
-@dataclass(frozen=True)
-class Rejection:
+class Rejection(NamedTuple):
     """Something that was considered, and why it was not taken."""
 
     subject: str

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from typing import Any
@@ -100,6 +101,21 @@ class QTensor:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a QTensor does not change; make a new one to replace {name}")
 
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self.data, self.scales, self.format, self.shape, self.scale_layout, self.global_scale, self.offsets
+
+    def __copy__(self) -> QTensor:
+        return trusted(*self._parts)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QTensor:
+        return trusted(*(copy.deepcopy(part, memo) for part in self._parts))
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Pickled as its parts, which are checked again when they are put together."""
+        data, scales, *others = self._parts
+        return _restored, (_plain(data), _plain(scales), *others)
+
     def __repr__(self) -> str:
         grouped = f", groups={self.offsets.shape[0] - 1}" if self.offsets is not None else ""
         return (
@@ -111,6 +127,30 @@ class QTensor:
     def device(self) -> str:
         """Where the data lives: ``cuda:0``, ``cpu`` or ``numpy``."""
         return device_of(self.data)
+
+
+def _plain(part: Any) -> tuple[Any, str]:
+    """A part as its pickle has it, with the name of its dtype: torch cannot pickle its types of 8 bits alone."""
+    name = dtype_name(part)
+    return (part.view(sys.modules["torch"].uint8) if is_torch(part) and part.element_size() == 1 else part), name
+
+
+def _typed(part: Any, name: str) -> Any:
+    return part.view(getattr(sys.modules["torch"], name)) if is_torch(part) and dtype_name(part) != name else part
+
+
+def _restored(
+    data: tuple[Any, str],
+    scales: tuple[Any, str],
+    format: str,
+    shape: tuple[int, ...],
+    layout: str,
+    global_scale: Any,
+    offsets: Any,
+) -> QTensor:
+    """An unpickled `QTensor`."""
+    parts = _typed(*data), _typed(*scales)
+    return QTensor(*parts, format, shape, scale_layout=layout, global_scale=global_scale, offsets=offsets)
 
 
 def remember_lies(q: QTensor, lies: Any) -> Any:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from warpsmith.arch import Capability
 from warpsmith.errors import CatalogError, InvalidArgumentError
@@ -18,8 +19,7 @@ from warpsmith.errors import CatalogError, InvalidArgumentError
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class Bound:
+class Bound(NamedTuple):
     """A range on a product of dimensions: ``minimum <= m*k <= maximum``.
 
     ``per_sm`` divides the product by the device's number of multiprocessors first, so that one rule fits GPUs of
