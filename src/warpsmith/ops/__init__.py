@@ -6,6 +6,7 @@ from __future__ import annotations
 from warpsmith.ops.explaining import explain
 from warpsmith.ops.loading import load
 from warpsmith.ops.multiplication import gemm, grouped_gemm
+from warpsmith.ops.preparation import prepare_weight
 from warpsmith.ops.qtensor import QTensor
 from warpsmith.ops.quantization import dequantize, global_scale, quantize, silu_and_mul_quantize
 
@@ -17,6 +18,7 @@ __all__ = [
     "global_scale",
     "grouped_gemm",
     "load",
+    "prepare_weight",
     "quantize",
     "silu_and_mul_quantize",
 ]
