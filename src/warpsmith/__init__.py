@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from warpsmith.ops import global_scale as global_scale
     from warpsmith.ops import grouped_gemm as grouped_gemm
     from warpsmith.ops import load as load
+    from warpsmith.ops import prepare_weight as prepare_weight
     from warpsmith.ops import quantize as quantize
     from warpsmith.ops import silu_and_mul_quantize as silu_and_mul_quantize
     from warpsmith.ops import warmup as warmup
@@ -43,6 +44,7 @@ _HOME = {
     "global_scale": "warpsmith.ops",
     "grouped_gemm": "warpsmith.ops",
     "load": "warpsmith.ops",
+    "prepare_weight": "warpsmith.ops",
     "quantize": "warpsmith.ops",
     "silu_and_mul_quantize": "warpsmith.ops",
     "warmup": "warpsmith.ops",
@@ -63,6 +65,7 @@ __all__ = [
     "global_scale",
     "grouped_gemm",
     "load",
+    "prepare_weight",
     "quantize",
     "silu_and_mul_quantize",
     "warmup",

@@ -14,12 +14,15 @@ import pytest
 
 from warpsmith.arch import Capability, parse
 from warpsmith.catalog import CATALOG
-from warpsmith.catalog.gemm import PAIRS, sm80_tile
+from warpsmith.catalog.fp4_gemm import PAIRS as BLOCK_SCALED
+from warpsmith.catalog.gemm import PAIRS
 from warpsmith.catalog.resolve import DeviceFacts, resolve
 from warpsmith.catalog.spec import CubinId, Problem
-from warpsmith.evidence import device, gemm
-from warpsmith.evidence.gemm import GemmCase, Product, all_gemm_cases, compare, gemm_cases, run_gemm
+from warpsmith.evidence import device, gemm_launches
+from warpsmith.evidence.gemm import GemmCase, Product, all_gemm_cases, compare, emulated_cases, gemm_cases
+from warpsmith.evidence.gemm_launches import run_gemm
 
+FACTS = DeviceFacts(Capability(9, 0), 132)
 Launch = Callable[[str, tuple[int, int, int], tuple[Any, ...]], None]
 
 
@@ -47,11 +50,11 @@ class HostBuffer:
 class HostBench:
     """A bench whose kernels are those of the emulator, or a broken one."""
 
-    device, driver = 0, None
+    catalog, device, driver = CATALOG, 0, None
     stream = SimpleNamespace(handle=0, synchronize=lambda: None)
 
-    def __init__(self, variants: tuple[str, ...], launch: Launch) -> None:
-        self.variants, self._launch = variants, launch
+    def __init__(self, variants: tuple[str, ...], launch: Launch, row: str) -> None:
+        self.variants, self._launch, self._row = variants, launch, row
 
     def kernels(self, problem: Problem) -> dict[str, Any]:
         def kernel(variant: str) -> Any:
@@ -59,19 +62,25 @@ class HostBench:
                 assert stream == 0
                 self._launch(variant, grid, args)
 
-            return SimpleNamespace(cubin=CubinId("sm80_gemm", variant, parse("sm_90a")), launch=launch)
+            return SimpleNamespace(cubin=CubinId(self._row, variant, parse("sm_90a")), launch=launch)
 
-        assert resolve(CATALOG, problem, DeviceFacts(Capability(9, 0), 132)).choice is not None
+        choice = resolve(CATALOG, problem, FACTS).choice
+        assert choice is not None
+        assert choice.kernel == self._row
         return {variant: kernel(variant) for variant in self.variants}
 
 
 @pytest.fixture(autouse=True)
 def host_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "DeviceBuffer", HostBuffer)
+    monkeypatch.setattr(gemm_launches, "device_facts", lambda *_: FACTS)
+    monkeypatch.setattr(gemm_launches, "encode", gemm_emulator.encode)
 
 
-def run(case: GemmCase, launch: Launch = gemm_emulator.launch, tile: str = "rows16") -> Iterator[tuple[str, float]]:
-    bench: Any = HostBench((f"{case.a}_x_{case.b}_{tile}",), launch)
+def run(
+    case: GemmCase, launch: Launch = gemm_emulator.launch, tile: str = "rows16", row: str = "sm80_gemm"
+) -> Iterator[tuple[str, float]]:
+    bench: Any = HostBench((f"{case.a}_x_{case.b}_{tile}",), launch, row)
     for _, mismatch, error in run_gemm(bench, case, np.random.default_rng(7)):
         yield mismatch, error
 
@@ -86,6 +95,16 @@ def test_a_right_kernel_passes_every_case(a: str, b: str) -> None:
     assert len(ran) >= 14
     for case in ran:
         for mismatch, error in run(case):
+            assert mismatch == "", case
+            assert error <= 3e-3
+
+
+@pytest.mark.parametrize(("a", "b"), BLOCK_SCALED, ids=lambda f: f)
+def test_a_right_kernel_that_takes_maps_passes_every_case(a: str, b: str) -> None:
+    ran = [case for case in emulated_cases(a, b) if small(case)]
+    assert len(ran) >= 14
+    for case in ran:
+        for mismatch, error in run(case, gemm_emulator.launch_maps, "s16", gemm_emulator.MAP_KERNEL.name):
             assert mismatch == "", case
             assert error <= 3e-3
 
@@ -155,10 +174,9 @@ def test_every_variant_is_run() -> None:
 
 def test_a_forced_tile_is_forced_where_it_exists_and_nowhere_else() -> None:
     forced = replace(CATALOG, tuning=device._forcing(CATALOG, "rows8"))
-    facts = DeviceFacts(Capability(9, 0), 132)
     for format, tile in (("bf16_x_nvfp4", "rows8"), ("fp16_x_nvfp4", "large")):
         problem = CATALOG.operation("gemm").problem({"format": format, "m": 4096})
-        choice = resolve(forced, problem, facts).choice
+        choice = resolve(forced, problem, FACTS).choice
         assert choice is not None
         assert choice.variant == f"{format}_{tile}"
 
@@ -166,4 +184,5 @@ def test_a_forced_tile_is_forced_where_it_exists_and_nowhere_else() -> None:
 def test_splits_are_bounded_by_the_tiles_of_k() -> None:
     case = replace(CASE, splits=3, k=512)
     product = Product(case, np.random.default_rng(1))
-    assert gemm.plan(case, product, sm80_tile("bf16_x_nvfp4_rows8")).grid[1] == 1
+    kernel = CATALOG.kernel("sm80_gemm")
+    assert gemm_launches.plan(case, product, kernel, "bf16_x_nvfp4_rows8", 132).grid[1] == 1

@@ -34,6 +34,7 @@ PUBLIC = [
     "global_scale",
     "grouped_gemm",
     "load",
+    "prepare_weight",
     "quantize",
     "silu_and_mul_quantize",
     "warmup",

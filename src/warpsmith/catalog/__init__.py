@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from warpsmith.catalog import fp4_quantization, gemm
+from warpsmith.catalog import fp4_gemm, fp4_quantization, gemm
 from warpsmith.catalog.promises import PROMISES
 from warpsmith.catalog.spec import Catalog
 
 CATALOG = Catalog(
     operations=(*fp4_quantization.OPERATIONS, *gemm.OPERATIONS),
-    kernels=(*fp4_quantization.KERNELS, *gemm.KERNELS),
+    kernels=(*fp4_quantization.KERNELS, *fp4_gemm.KERNELS, *gemm.KERNELS),
     promises=PROMISES,
-    tuning=(*fp4_quantization.TUNING, *gemm.TUNING),
+    tuning=(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *gemm.TUNING),
 )
 """The one catalog."""
 

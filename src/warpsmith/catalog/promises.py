@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import product
+from typing import TypeVar
 
 from warpsmith.arch import Capability
 from warpsmith.catalog.spec import NO_FORMAT, Promise
 
+_T = TypeVar("_T")
 _EVERYWHERE = tuple(
     Capability.parse(text)
     for text in ("8.0", "8.6", "8.7", "8.8", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
@@ -20,18 +22,41 @@ _EVERYWHERE = tuple(
 
 
 def _rows(
-    operation: str, formats: Iterable[str], capabilities: Iterable[Capability], kernel: str
+    operation: str,
+    formats: Iterable[str],
+    capabilities: Iterable[Capability],
+    kernel: str | None,
+    fields: tuple[tuple[str, str], ...] = (),
+    reason: str = "",
 ) -> tuple[Promise, ...]:
-    return tuple(Promise(operation, format, capability, kernel) for format in formats for capability in capabilities)
+    about = tuple((name, (value,)) for name, value in fields)
+    return tuple(
+        Promise(operation, format, capability, kernel, reason, about)
+        for format in formats
+        for capability in capabilities
+    )
 
 
+def _except(all: Iterable[_T], without: Iterable[_T]) -> tuple[_T, ...]:
+    return tuple(x for x in all if x not in without)
+
+
+_SM90 = (Capability(9, 0),)
+_SM12X = (Capability(12, 0), Capability(12, 1))
 _PLAIN = ("bf16", "fp16")
+_BLOCK_SCALED = ("nvfp4_x_nvfp4", "mxfp4_x_mxfp4", "mxfp8_x_mxfp8", "fp8_block_x_fp8_block_128x128")
+_LINEAR, _PREPARED, _EMULATED = (("layout", "linear"),), (("layout", "prepared"),), (("path", "emulated"),)
 _GEMM = (
     *("bf16_x_bf16", "bf16_x_nvfp4", "bf16_x_mxfp4", "bf16_x_mxfp8", "bf16_x_fp8_block_128x128"),
     *("fp16_x_fp16", "fp16_x_nvfp4", "fp16_x_mxfp4", "fp16_x_mxfp8", "fp16_x_fp8_block_128x128"),
     *("nvfp4_x_nvfp4", "mxfp4_x_mxfp4", "mxfp8_x_mxfp8", "mxfp8_x_mxfp4", "fp8_block_x_fp8_block_128x128"),
 )
 _GEMM_FORMATS = (*_PLAIN, "nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128")
+
+
+_NOT_PREPARED = (
+    "weights prepared for mxfp8 are read on 9.0, 12.0 and 12.1 alone: pass the weights as they were quantized"
+)
 
 
 def _no_gemm(a: str, b: str) -> str:
@@ -63,6 +88,13 @@ PROMISES = (
     *_rows("dequantize", ("nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128"), _EVERYWHERE, "dequantize"),
     *_rows("amax_partial", (NO_FORMAT,), _EVERYWHERE, "amax_partial"),
     *_rows("global_scale", (NO_FORMAT,), _EVERYWHERE, "global_scale"),
-    *_rows("gemm", _GEMM, _EVERYWHERE, "sm80_gemm"),
+    *_rows("gemm", _except(_GEMM, _BLOCK_SCALED), _EVERYWHERE, "sm80_gemm"),
+    *_rows("gemm", _BLOCK_SCALED, _except(_EVERYWHERE, _SM12X), "sm80_gemm"),
+    *_rows("gemm", _BLOCK_SCALED, _SM12X, "sm12x_blockscaled_gemm"),
+    *_rows("gemm", _BLOCK_SCALED, _SM12X, "sm80_gemm", _LINEAR),
+    *_rows("gemm", _BLOCK_SCALED, _SM90, "sm12x_blockscaled_gemm_emulated", _EMULATED),
+    *_rows("gemm", ("mxfp8_x_mxfp4",), _SM12X, "sm12x_blockscaled_gemm", _PREPARED),
+    *_rows("gemm", ("mxfp8_x_mxfp4",), _SM90, "sm12x_blockscaled_gemm_emulated", _PREPARED),
+    *_rows("gemm", ("mxfp8_x_mxfp4",), _except(_EVERYWHERE, (*_SM90, *_SM12X)), None, _PREPARED, _NOT_PREPARED),
     *_unsupported_gemms(),
 )

@@ -80,7 +80,7 @@ def resolve(
     to a slower kernel.
     """
     rejections: list[Rejection] = []
-    promise = catalog.promise(problem.operation, problem.format, device.capability)
+    promise = catalog.promise(problem.operation, problem.format, device.capability, dict(problem.fields))
     if promise is not None and promise.kernel is None:
         return Decision(problem, device, None, (), f"unsupported: {promise.reason}")
     for kernel in catalog.kernels:

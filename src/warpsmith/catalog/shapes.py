@@ -107,7 +107,7 @@ def reached(
     operation = catalog.operation(shapes.operation)
     ranges = {name: (low, high) for name, low, high in shapes.dims}
     for fields in shapes.combinations(operation):
-        promise = catalog.promise(operation.name, fields.get("format", NO_FORMAT), capability)
+        promise = catalog.promise(operation.name, fields.get("format", NO_FORMAT), capability, fields)
         if promise is not None and promise.kernel is None:
             continue
         problem = shapes.smallest(fields)
@@ -218,6 +218,7 @@ def _expand(where: str, given: object, catalog: Catalog, room: int) -> Iterator[
         known = ", ".join([name for name, _ in (*operation.fields, *operation.dims)])
         raise InvalidArgumentError(f"{where}: {operation.name} has no {unknown[0]!r}; it has {known}")
     fields = []
+    asked = {**operation.unasked(asked), **asked}
     for name, allowed in sorted(operation.fields):
         values = asked.get(name, list(allowed))
         values = [values] if isinstance(values, str) else _list(f"{where}.fields.{name}", values)

@@ -7,7 +7,7 @@ faster than a frozen data class, and its class takes an eighth of the time to ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -20,6 +20,7 @@ from warpsmith.tuning import Rule
 _PARAM_BYTES = {"ptr": 8, "i64": 8, "i32": 4, "u32": 4, "f32": 4, "tensormap": 128}
 NO_FORMAT = "-"
 """The format of a problem whose operation has none."""
+_NO_FIELDS: Mapping[str, str] = {}
 
 
 _PAIR = "_x_"
@@ -88,6 +89,8 @@ class Operation:
         Combinations of field values that are no problem at all (the operation rejects them earlier).
     multiples
         (format, dimension, multiple): what a dimension must be divisible by.
+    opt_in
+        Fields that stand at their first value for whoever does not name them, where else every value would be meant.
     """
 
     name: str
@@ -95,6 +98,7 @@ class Operation:
     dims: tuple[tuple[str, int], ...]
     excluded: tuple[tuple[tuple[str, str], ...], ...] = ()
     multiples: tuple[tuple[str, str, int], ...] = ()
+    opt_in: tuple[str, ...] = ()
 
     @cached_property
     def formats(self) -> tuple[str, ...]:
@@ -103,11 +107,17 @@ class Operation:
 
     def combinations(self) -> Iterator[dict[str, str]]:
         """Every allowed assignment of the fields."""
+        yield from map(dict, self._combinations)
+
+    @cached_property
+    def _combinations(self) -> tuple[dict[str, str], ...]:
         names = [name for name, _ in self.fields]
-        for values in product(*(allowed for _, allowed in self.fields)):
-            chosen = dict(zip(names, values, strict=True))
-            if not any(all(chosen.get(k) == v for k, v in bad) for bad in self.excluded):
-                yield chosen
+        every = [dict(zip(names, values, strict=True)) for values in product(*(allowed for _, allowed in self.fields))]
+        return tuple(c for c in every if not any(all(c.get(k) == v for k, v in bad) for bad in self.excluded))
+
+    def unasked(self, fields: Collection[str]) -> dict[str, str]:
+        """The fields that only opt in, of those that are not named, with the value they stand at."""
+        return {name: values[0] for name, values in self.fields if name in self.opt_in and name not in fields}
 
     def multiple(self, format: str, dim: str) -> int:
         """What `dim` must be divisible by for `format`."""
@@ -207,7 +217,9 @@ class Kernel:
     feature
         The least specific target it compiles for: "" plain, "f" family, "a" architecture.
     may_spill
-        Whether register spills are tolerated (never in a main loop).
+        Whether register spills are tolerated (never in a main loop, unless an instruction is made in software there).
+    emulates
+        The kernel for other devices whose source this one is, with an instruction that they have made in software.
     """
 
     name: str
@@ -220,6 +232,12 @@ class Kernel:
     variants: tuple[Variant, ...]
     feature: Suffix = ""
     may_spill: bool = False
+    emulates: str = ""
+
+    @property
+    def takes_maps(self) -> bool:
+        """Whether operands come as tensor maps, not as pointers."""
+        return any(p.ctype == "tensormap" for p in self.params)
 
     def builds_for(self, target: Target) -> bool:
         """Whether the plan has cubins of this kernel for `target`."""
@@ -240,13 +258,24 @@ class Kernel:
 
 
 class Promise(NamedTuple):
-    """(operation, format, capability) → the kernel that must serve it, or why it is unsupported."""
+    """(operation, format, capability) → the kernel that must serve it, or why it is unsupported.
+
+    Attributes
+    ----------
+    fields
+        (field, values): the problems it is about; none for all that no other promise is about.
+    """
 
     operation: str
     format: str
     capability: Capability
     kernel: str | None
     reason: str = ""
+    fields: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def concerns(self, fields: Mapping[str, str]) -> bool:
+        """Whether it is about problems with these fields."""
+        return all(fields.get(name) in values for name, values in self.fields)
 
     def __str__(self) -> str:
         return f"{self.operation}/{self.format}@{self.capability}"
@@ -319,9 +348,19 @@ class Catalog:
         return tuple(dict.fromkeys(k.module for k in self.kernels))
 
     @cached_property
-    def _promises(self) -> dict[tuple[str, str, Capability], Promise]:
-        return {(p.operation, p.format, p.capability): p for p in self.promises}
+    def _promises(self) -> dict[tuple[str, str, Capability], list[Promise]]:
+        found: dict[tuple[str, str, Capability], list[Promise]] = {}
+        for promise in sorted(self.promises, key=lambda p: not p.fields):
+            found.setdefault((promise.operation, promise.format, promise.capability), []).append(promise)
+        return found
 
-    def promise(self, operation: str, format: str, capability: Capability) -> Promise | None:
-        """The promise for a problem's operation and format on a capability, or None."""
-        return self._promises.get((operation, format, capability))
+    def promised(self, operation: str, format: str, capability: Capability) -> tuple[Promise, ...]:
+        """The promises for an operation and format on a capability: those about some fields, then the one for all."""
+        return tuple(self._promises.get((operation, format, capability), ()))
+
+    def promise(
+        self, operation: str, format: str, capability: Capability, fields: Mapping[str, str] = _NO_FIELDS
+    ) -> Promise | None:
+        """The promise for a problem's operation, format and fields on a capability, or None."""
+        promises = self._promises.get((operation, format, capability), ())
+        return next((p for p in promises if p.concerns(fields)), None)

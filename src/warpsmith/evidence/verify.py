@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run every kernel on a GPU against the reference, without torch: those of `fp4_quantization` bit for bit.
 
-Those of `gemm` are in ``evidence/gemm.py``. Inputs are fresh in each run; the seed is reported.
+Those of `gemm` and `fp4_gemm` are in ``evidence/gemm.py``. Inputs are fresh in each run; the seed is reported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
 from warpsmith.evidence.cases import DTYPES, Case, amax_cases, dequantize_cases, draw, quantize_cases
 from warpsmith.evidence.device import POISON, Array, Bench, Guarded
-from warpsmith.evidence.gemm import GemmCase, all_gemm_cases, run_gemm
+from warpsmith.evidence.gemm import GemmCase, all_gemm_cases
+from warpsmith.evidence.gemm_launches import run_gemm
 from warpsmith.ops import quantization_args as arguments
 from warpsmith.runtime.driver import Driver
 from warpsmith.settings import Settings

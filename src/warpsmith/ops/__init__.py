@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from warpsmith.ops.loading import load as load
     from warpsmith.ops.multiplication import gemm as gemm
     from warpsmith.ops.multiplication import grouped_gemm as grouped_gemm
+    from warpsmith.ops.preparation import prepare_weight as prepare_weight
     from warpsmith.ops.qtensor import QTensor as QTensor
     from warpsmith.ops.quantization import dequantize as dequantize
     from warpsmith.ops.quantization import global_scale as global_scale
@@ -25,6 +26,7 @@ _HOME = {
     "global_scale": "quantization",
     "grouped_gemm": "multiplication",
     "load": "loading",
+    "prepare_weight": "preparation",
     "quantize": "quantization",
     "silu_and_mul_quantize": "quantization",
     "warmup": "warming",
@@ -38,6 +40,7 @@ __all__ = [
     "global_scale",
     "grouped_gemm",
     "load",
+    "prepare_weight",
     "quantize",
     "silu_and_mul_quantize",
     "warmup",

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import torch
 
 from warpsmith.arch import default_target
+from warpsmith.catalog import CATALOG
 from warpsmith.catalog.formats import LINEAR
-from warpsmith.catalog.gemm import sm80_tile
+from warpsmith.catalog.gemm import DEFAULT_PATH, sm80_tile
 from warpsmith.catalog.resolve import DeviceFacts
 from warpsmith.catalog.spec import Problem, pair
 from warpsmith.errors import InvalidArgumentError
@@ -39,13 +40,16 @@ from warpsmith.ops.gemm_checks import (
     check_out,
     data_of,
     folds,
+    layout_of,
     out_name,
     overlap,
 )
+from warpsmith.ops.gemm_map_args import MapLaunch, choose_map_splits, map_launch, tile_of
 from warpsmith.ops.qtensor import QTensor, remember_lies, trusted
 from warpsmith.ops.state import runtime
 from warpsmith.runtime.device import device_facts
 from warpsmith.runtime.launch import PreparedKernel
+from warpsmith.runtime.tensor_map import TensorMaps
 
 _PER_THREAD_STREAM = 2
 _current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # a CPU build of torch has none
@@ -55,11 +59,13 @@ _OPERANDS = ("a", "b", "a's scales", "b's scales", "bias", "a's global scale", "
 class _Plan(NamedTuple):
     """What a call needs besides pointers; `kernel` is None when there is nothing to do.
 
-    `extents` are the bytes from a pointer to the end of what is read there, in the order of `_OPERANDS`, and of D.
+    `maps` makes the tensor maps of A and B, for a kernel that takes them in place of pointers. `extents` are the bytes
+    from a pointer to the end of what is read there, in the order of `_OPERANDS`, and of D.
     """
 
     kernel: PreparedKernel | None
-    launch: arguments.Launch
+    launch: arguments.Launch | MapLaunch
+    maps: tuple[TensorMaps, TensorMaps] | None
     shape: tuple[int, ...]
     dtype: torch.dtype
     extents: tuple[int, ...]
@@ -84,7 +90,7 @@ def _key(x: Any) -> tuple[Any, ...]:
         factors = None if scale is None else (scale.shape, scale.stride())
         aligned = (data.data_ptr() | scales.data_ptr()) & 15
         lies = data.stride(), scales.stride(), aligned, data.get_device()
-        return remember_lies(x, (x.format, x.shape, x.scale_layout, lies, factors))  # type: ignore[no-any-return]
+        return remember_lies(x, (x.format, x.shape, x.scale_layout, x.packing, lies, factors))  # type: ignore[no-any-return]
     if isinstance(x, torch.Tensor):
         return x.dtype, x.shape, x.stride(), x.data_ptr() & 15, x.get_device()
     return (type(x),)
@@ -151,7 +157,13 @@ def _run(a: Any, b: Any, index: Any, mode: str, bias: Any, out_dtype: Any, out: 
         scratch = torch.empty(launch.workspace, dtype=torch.uint8, device=data.device)
         words = _counters(device, stream, launch.arrivals, data.device)
         workspace, arrivals = scratch.data_ptr(), words.data_ptr()
-    args = (*pointers[:2], target, *pointers[2:5], 0, *pointers[5:], workspace, arrivals)
+    maps = plan.maps
+    args: tuple[int | float | bytes, ...]
+    if maps is None:
+        args = (*pointers[:2], target, *pointers[2:5], 0, *pointers[5:], workspace, arrivals)
+    else:
+        operands = maps[0].at(pointers[0]), maps[1].at(pointers[1])
+        args = (*operands, *pointers[2:4], target, pointers[4], 0, *pointers[5:], workspace, arrivals)
     kernel.launch(launch.grid, args + launch.tail, stream)
     return made
 
@@ -193,7 +205,7 @@ def _aligned(x: Any) -> Any:
         data, scales = _packed(x.data), _packed(x.scales)
         if data is x.data and scales is x.scales and scale is x.global_scale:
             return x
-        return trusted(data, scales, x.format, x.shape, x.scale_layout, scale, x.offsets)
+        return trusted(data, scales, x.format, x.shape, x.scale_layout, scale, x.offsets, x.packing)
     if x.numel() == 0:
         return x
     rows, batches, row_stride, batch_stride = matrices(x)
@@ -230,16 +242,36 @@ def _make_plan(a: Any, b: Any, index: Any, shape: Shape, bias: Any, dtype: str, 
     extents = tuple(0 if x is None else _extent(x) for x in read)
     torch_dtype: torch.dtype = getattr(torch, dtype)
     if 0 in shape.out:
-        return _Plan(None, arguments.Launch((0, 0, 0), (), 0, 0), shape.out, torch_dtype, extents)
+        return _Plan(None, arguments.Launch((0, 0, 0), (), 0, 0), None, shape.out, torch_dtype, extents)
     dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
-    fields = {"format": pair(shape.a, shape.b), "mode": size.mode}
+    fields = {"format": pair(shape.a, shape.b), "mode": size.mode, "layout": layout_of(a, b), "path": DEFAULT_PATH}
     kernel = runtime().prepare(Problem.of("gemm", fields, dims), device)
-    tile, facts = sm80_tile(kernel.cubin.variant), _facts(device)
+    wide = index is not None and index.dtype is torch.int64
+    launch, maps = _launch(kernel, size, left, right, output, wide, device)
+    return _Plan(kernel, launch, maps, shape.out, torch_dtype, extents)
+
+
+def _launch(
+    kernel: PreparedKernel,
+    size: arguments.Size,
+    a: arguments.Operand,
+    b: arguments.Operand,
+    d: arguments.Output,
+    wide: bool,
+    device: int,
+) -> tuple[arguments.Launch | MapLaunch, tuple[TensorMaps, TensorMaps] | None]:
+    """Plan a launch of the kernel that dispatch has chosen, in the way that its parameters ask for."""
+    row, facts = CATALOG.kernel(kernel.cubin.kernel), _facts(device)
+    if row.takes_maps:
+        map_tile = tile_of(row, kernel.cubin.variant)
+        splits = choose_map_splits(map_tile, size, facts.sm_count)
+        mapped = map_launch(map_tile, size, a, b, d, sm_count=facts.sm_count, splits=splits, wide=wide)
+        driver = runtime().driver
+        return mapped, (TensorMaps(driver, device, mapped.a), TensorMaps(driver, device, mapped.b))
+    tile = sm80_tile(kernel.cubin.variant)
     held = arguments.resident(tile, kernel.shared_memory, default_target(facts.capability).shared_memory)
     splits = arguments.choose_splits(tile, size, facts.sm_count, held)
-    wide = index is not None and index.dtype is torch.int64
-    launch = arguments.sm80_launch(tile, size, left, right, output, splits=splits, wide=wide)
-    return _Plan(kernel, launch, shape.out, torch_dtype, extents)
+    return arguments.sm80_launch(tile, size, a, b, d, splits=splits, wide=wide), None
 
 
 def _operand(x: Any, format: str, rows: int, k: int, b: Any) -> tuple[arguments.Operand, bool]:

@@ -112,11 +112,12 @@ def _matching(catalog: Catalog, operation: Operation, fixed: Mapping[str, str]) 
         if value not in allowed[name]:
             known = ", ".join(allowed[name])
             raise InvalidArgumentError(f"{operation.name}: {name}={value!r} is unknown; expected one of {known}")
+    wanted = {**operation.unasked(fixed), **fixed}
     found = [
         problem
         for format in operation.formats
         for problem in (*probe_problems(operation, format), *witnesses(catalog, operation, format))
-        if all(dict(problem.fields).get(name) == value for name, value in fixed.items())
+        if all(dict(problem.fields).get(name) == value for name, value in wanted.items())
     ]
     if not found:
         given = " with ".join(f"{name}={value}" for name, value in fixed.items())

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grids, tensor maps and arguments of GEMM kernels that read their operands through tensor maps.
+
+All of them have the parameters of `catalog.fp4_gemm.PARAMS`, and say their tile by macros: ``WS_TILE_M``,
+``WS_TILE_N``, ``WS_TILE_K``, and ``WS_CLUSTER`` if blocks of a cluster, one below the other, share the rows of B. What
+the parameters mean is in ``docs/kernels/sm12x_blockscaled_gemm.md``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from warpsmith.catalog.formats import FORMATS
+from warpsmith.catalog.gemm import MODES, PLAIN
+from warpsmith.catalog.spec import Kernel
+from warpsmith.errors import InvalidArgumentError
+from warpsmith.ops.gemm_args import (
+    BIAS_SHIFT,
+    GLOBAL_A_PER_BATCH,
+    GLOBAL_B_PER_BATCH,
+    INDEX_64,
+    OUT_SHIFT,
+    TYPES,
+    Operand,
+    Output,
+    Size,
+    row_bytes,
+)
+from warpsmith.runtime.tensor_map import MapSpec
+
+_SPLIT_STEP = 128  # a split has whole steps of K of at least this
+_MAX_SPLITS = 64
+_PROLOGUE = 384
+_SPLIT = 640
+_MAX_WORK = 1 << 32
+
+
+class MapTile(NamedTuple):
+    """What one block computes, and K of a pipeline stage; `cluster` blocks along M share the copies of B."""
+
+    m: int
+    n: int
+    k: int
+    cluster: int
+
+
+class MapLaunch(NamedTuple):
+    """One launch but for its pointers, and the scratch it needs.
+
+    Attributes
+    ----------
+    grid
+        Persistent blocks, 1, 1.
+    tail
+        The arguments behind the pointers.
+    workspace, arrivals
+        As those of `gemm_args.Launch`.
+    a, b
+        The operands' tensor maps.
+    """
+
+    grid: tuple[int, int, int]
+    tail: tuple[int | float, ...]
+    workspace: int
+    arrivals: int
+    a: MapSpec
+    b: MapSpec
+
+
+@lru_cache(maxsize=512)
+def tile_of(kernel: Kernel, variant: str) -> MapTile:
+    """The tile of a variant.
+
+    Raises
+    ------
+    CatalogError
+        If there is no such variant.
+    """
+    macros = dict(kernel.variant(variant).macros)
+    m, n, k = (int(macros[f"WS_TILE_{axis}"]) for axis in "MNK")
+    return MapTile(m, n, k, int(macros.get("WS_CLUSTER", "1")))
+
+
+def map_tiles(tile: MapTile, size: Size) -> int:
+    """Tiles of D: for a grouped problem as many as any division of its rows could need."""
+    columns, height = -(-size.n // tile.n), tile.m * tile.cluster
+    if size.mode == "grouped":
+        return (size.m // height + size.batches) * columns * tile.cluster
+    return size.batches * -(-size.m // height) * columns * tile.cluster
+
+
+def max_splits(tile: MapTile, size: Size) -> int:
+    """How often K can be split; groups and masked batches are not."""
+    return -(-size.k // max(tile.k, _SPLIT_STEP)) if size.mode == "dense" else 1
+
+
+def choose_map_splits(tile: MapTile, size: Size, sm_count: int) -> int:
+    """The number of splits of K that costs least; the smallest of equal ones.
+
+    A block starts and ends a tile at the cost of `_PROLOGUE` elements of K. Splits send each part of D through memory,
+    and the last block of a tile adds them.
+    """
+    tiles = map_tiles(tile, size)
+
+    def cost(splits: int) -> int:
+        waves = -(-tiles * splits // max(sm_count, 1))
+        steps = -(-max_splits(tile, size) // splits) * max(tile.k, _SPLIT_STEP)
+        return waves * (steps + _PROLOGUE) + (_SPLIT + splits * tile.m * tile.n // 256 if splits > 1 else 0)
+
+    return min(range(1, min(max_splits(tile, size), _MAX_SPLITS) + 1), key=cost)
+
+
+def _spec(operand: Operand, rows: int, batches: int, k: int, box_k: int, box_rows: int) -> MapSpec:
+    bits = 16 if operand.format in PLAIN else FORMATS[operand.format].element_bits
+    row = row_bytes(operand.format, k)
+    stride = operand.row if rows > 1 or batches > 1 else row
+    return MapSpec(
+        row, rows, batches, stride, operand.batch if batches > 1 else rows * stride, box_k * bits // 8, box_rows
+    )
+
+
+def map_launch(
+    tile: MapTile,
+    size: Size,
+    a: Operand,
+    b: Operand,
+    d: Output,
+    *,
+    sm_count: int,
+    splits: int = 1,
+    wide: bool = False,
+) -> MapLaunch:
+    """Plan a kernel that takes tensor maps.
+
+    Parameters
+    ----------
+    tile
+        The variant's.
+    size
+        What is multiplied; m, n, k and batches at least 1.
+    a, b, d
+        How the operands and the result lie in memory; all strides are multiples of 16 bytes.
+    sm_count
+        The device's multiprocessors.
+    splits
+        Of K, from 1 to `max_splits`.
+    wide
+        Whether offsets or counts are int64.
+
+    Returns
+    -------
+    MapLaunch
+        Pointers are ``a_scales, b_scales, d, bias, alphas, a_global_scale, b_global_scale, index, workspace,
+        arrivals``, behind both maps.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a size is beyond the kernel's 32-bit numbers.
+    """
+    tiles = map_tiles(tile, size)
+    blocks = tile.cluster * max(1, min(sm_count // tile.cluster, tiles // tile.cluster * splits))
+    if tiles * splits + blocks >= _MAX_WORK or size.m + 127 * size.batches >= 1 << 31 or size.k >= 1 << 30:
+        raise InvalidArgumentError(
+            f"a product of {size.batches} × {size.m} × {size.n} × {size.k} is too large: it has {tiles} tiles; "
+            "expected fewer than 2^32 tiles and splits, fewer than 2^31 rows (with 127 more a group), and K below 2^30"
+        )
+    grouped = size.mode == "grouped"
+    flags = MODES.index(size.mode) | TYPES.index(d.dtype) << OUT_SHIFT
+    flags |= (TYPES.index(d.bias) + 1) << BIAS_SHIFT if d.bias else 0
+    flags |= INDEX_64 if wide else 0
+    flags |= GLOBAL_A_PER_BATCH if a.global_per_batch else 0
+    flags |= GLOBAL_B_PER_BATCH if b.global_per_batch else 0
+    return MapLaunch(
+        (blocks, 1, 1),
+        (
+            d.row, d.batch, a.scale_batch, b.scale_batch, d.bias_batch,
+            size.m, size.n, size.k, size.batches, splits, 1.0, flags,
+        ),
+        tiles * splits * tile.m * tile.n * 4 if splits > 1 else 0,
+        tiles if splits > 1 else 0,
+        _spec(a, size.m, 1 if grouped else size.batches, size.k, tile.k, tile.m),
+        _spec(b, size.n, size.batches, size.k, tile.k, tile.n // tile.cluster),
+    )  # fmt: skip
