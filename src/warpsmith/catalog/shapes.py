@@ -122,6 +122,7 @@ def reached(catalog: Catalog, shapes: Shapes, capability: Capability) -> Iterato
                 fields=fields,
                 ranges=ranges,
                 sm_counts=(1, MAX_SMS),
+                estimates=catalog.estimates,
             )
             for tile in tiles:
                 found = True
