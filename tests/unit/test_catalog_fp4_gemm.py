@@ -53,15 +53,6 @@ def test_there_are_29_variants_of_each_kernel_in_every_plan_that_serves_them() -
         assert names.count(EMULATED) == (29 if target == parse("9.0a") else 0)
 
 
-@pytest.mark.parametrize(("rows", "tile"), [(1, "s8"), (8, "s8"), (9, "s16"), (32, "s32"), (64, "s64"), (65, "t128")])
-def test_small_tiles_follow_the_rows(rows: int, tile: str) -> None:
-    for sm_count in (48, 84, 170, 188):
-        problem = CATALOG.operation("gemm").problem({"format": "nvfp4_x_nvfp4", "m": rows})
-        choice = resolve(CATALOG, problem, DeviceFacts(Capability(12, 1), sm_count)).choice
-        assert choice is not None
-        assert choice.variant == f"nvfp4_x_nvfp4_{tile}"
-
-
 def test_the_emulated_kernel_is_the_same_program() -> None:
     native, emulated = KERNELS
     assert emulated.emulates == native.name

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import warpsmith
+from warpsmith.arch import parse
+from warpsmith.catalog import CATALOG
 from warpsmith.catalog.fp4_gemm import KERNELS, PARAMS, SHAPES
 from warpsmith.catalog.gemm import MODES
+from warpsmith.catalog.spec import CubinId
 from warpsmith.errors import CatalogError, InvalidArgumentError
 from warpsmith.ops import gemm_args as args
 from warpsmith.ops.gemm_args import Operand, Output, Size
@@ -121,11 +125,21 @@ def test_splits_need_scratch_and_words_for_every_tile() -> None:
 @given(st.sampled_from(MODES), st.integers(1, 4096), st.integers(1, 512), st.integers(1, 256), st.integers(1, 200))
 def test_splits_are_of_k_and_of_dense_problems_alone(mode: str, m: int, n: int, k: int, sms: int) -> None:
     size = Size(mode, m, 8 * n, 32 * k, 3 if mode != "dense" else 1)
-    for tile in (TILE, MapTile(16, 128, 256, 1)):
-        splits = choose_map_splits(tile, size, sms)
-        assert 1 <= splits <= max_splits(tile, size)
-        if mode != "dense" or map_tiles(tile, size) >= 4 * sms:
-            assert splits == 1
+    fields = {"format": "nvfp4_x_nvfp4", "mode": mode}
+    for kernel, tile in ((KERNELS[0], "t128"), (KERNELS[1], "s16")):
+        cubin = CubinId(kernel.name, f"nvfp4_x_nvfp4_{tile}", parse("sm_121a"))
+        splits = choose_map_splits(CATALOG, cubin, fields, size, sms)
+        most = max_splits(tile_of(kernel, cubin.variant), size)
+        assert 1 <= splits <= most
+        assert mode == "dense" or splits == most == 1
+
+
+def test_a_kernel_without_an_estimate_is_not_split() -> None:
+    bare = replace(CATALOG, estimates=())
+    cubin = CubinId(KERNELS[0].name, "nvfp4_x_nvfp4_s8", parse("sm_121a"))
+    size, fields = Size("dense", 1, 512, 65536), {"format": "nvfp4_x_nvfp4", "mode": "dense"}
+    assert choose_map_splits(bare, cubin, fields, size, 170) == 1
+    assert choose_map_splits(CATALOG, cubin, fields, size, 170) > 8
 
 
 def test_a_product_that_is_too_large_is_refused() -> None:

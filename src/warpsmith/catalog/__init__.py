@@ -12,6 +12,7 @@ CATALOG = Catalog(
     kernels=(*fp4_quantization.KERNELS, *fp4_gemm.KERNELS, *gemm.KERNELS),
     promises=PROMISES,
     tuning=(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *gemm.TUNING),
+    estimates=fp4_gemm.ESTIMATES,
 )
 """The one catalog."""
 

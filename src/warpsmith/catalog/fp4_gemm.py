@@ -15,6 +15,7 @@ from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.gemm import EMULATED_PATH, PREPARED, PREPARED_LAYOUT, TILED_LAYOUT, witness
 from warpsmith.catalog.spec import Instructions, Kernel, Param, Variant, pair
 from warpsmith.tuning import Bound, Rule
+from warpsmith.tuning.estimate import Estimate, FormatCost, TileShape
 
 MODULE = "fp4_gemm"
 CAPABILITIES = (Capability(12, 0), Capability(12, 1))
@@ -41,6 +42,9 @@ class Shape(NamedTuple):
         MMA warps along each.
     swap
         Whether rows of B are the 16-row operand of the MMA.
+    loads
+        LDSM for each MMA; as one takes 4 clocks of a multiprocessor's shared memory, and a round of four MMAs 16, it is
+        also what loads take by what MMAs take.
     witness
         Rows of a problem with 4096 columns that it is for.
     """
@@ -50,16 +54,17 @@ class Shape(NamedTuple):
     warps_m: int
     warps_n: int
     swap: bool
+    loads: float
     witness: int
 
 
 SHAPES = {
-    "s8": Shape(8, 256, 1, 4, True, 8),
-    "s16": Shape(16, 256, 1, 4, True, 16),
-    "s32": Shape(32, 256, 1, 4, True, 32),
-    "s64": Shape(64, 256, 2, 4, True, 64),
-    "t128": Shape(128, 128, 2, 4, False, 128),
-    "t256": Shape(256, 128, 4, 2, False, 65536),
+    "s8": Shape(8, 256, 1, 4, True, 1.5, 8),
+    "s16": Shape(16, 256, 1, 4, True, 0.75, 16),
+    "s32": Shape(32, 256, 1, 4, True, 0.5, 32),
+    "s64": Shape(64, 256, 2, 4, True, 0.5, 64),
+    "t128": Shape(128, 128, 2, 4, False, 0.38, 512),
+    "t256": Shape(256, 128, 4, 2, False, 0.25, 65536),
 }
 TILE_N = 128
 _ALL_BUT_BLOCK = tuple(pair(a, b) for a, b in PAIRS if a != "fp8_block")  # t256's promotion would not fit registers
@@ -84,13 +89,18 @@ def _instructions(a: str, b: str, shape: Shape) -> tuple[Instructions, ...]:
     )
 
 
+def _stage(a: str, b: str, shape: Shape) -> int:
+    """K of a stage."""
+    return shape.k if FORMATS[a].element_bits == FORMATS[b].element_bits == 4 else shape.k // 2
+
+
 def _variant(a: str, b: str, tile: str, path: str) -> Variant:
     shape, format = SHAPES[tile], pair(a, b)
     layout = PREPARED_LAYOUT if format in PREPARED else TILED_LAYOUT
     sizes = (
         ("TILE_M", shape.m),
         ("TILE_N", TILE_N),
-        ("TILE_K", shape.k if a == b and FORMATS[a].element_bits == 4 else shape.k // 2),
+        ("TILE_K", _stage(a, b, shape)),
         ("WARPS_M", shape.warps_m),
         ("WARPS_N", shape.warps_n),
         ("SWAP", int(shape.swap)),
@@ -162,14 +172,46 @@ KERNELS = (
 )
 
 
-def _tuning(kernel: str) -> tuple[Rule, ...]:
-    """The smallest tile that holds a matrix's rows; the largest where it makes four waves, so that few bytes come."""
-    waves = (Bound(("m",), minimum=129), Bound(("batches", "m", "n"), minimum=4 * 256 * TILE_N, per_sm=True))
-    return (
-        *(Rule(kernel, f"s{rows}", bounds=(Bound(("m",), maximum=rows),)) for rows in (8, 16, 32, 64)),
-        Rule(kernel, "t256", fields=(("format", _ALL_BUT_BLOCK),), bounds=waves),
-        Rule(kernel, "t128"),
+_NATIVE_RATES = (4096.0, 4096.0, 2048.0, 2048.0, 2048.0)
+_EMULATED_RATES = (930.0, 460.0, 590.0, 540.0, 1070.0)
+"""Of `PAIRS`, in operations a clock of one multiprocessor: on 12.x one MMA in 16 clocks of a partition, as published
+peaks have it; emulated, what 4096 × 4096 × 4096 took on an H200, at 1.755 GHz."""
+
+
+def _costs(rates: tuple[float, ...]) -> tuple[FormatCost, ...]:
+    return tuple(
+        FormatCost(
+            pair(a, b),
+            FORMATS[a].element_bits / 8,
+            FORMATS[b].element_bits / 8,
+            rate,
+            tuple(
+                TileShape(tile, shape.m, TILE_N, max(_stage(a, b, shape), _SPLIT_STEP), shape.loads)
+                for tile, shape in SHAPES.items()
+                if tile != "t256" or pair(a, b) in _ALL_BUT_BLOCK
+            ),
+        )
+        for (a, b), rate in zip(PAIRS, rates, strict=True)
     )
 
 
-TUNING = tuple(rule for kernel in KERNELS for rule in _tuning(kernel.name))
+TUNING = (
+    *(Rule(KERNELS[1].name, f"s{rows}", bounds=(Bound(("m",), maximum=rows),)) for rows in (8, 16, 32, 64)),
+    Rule(
+        KERNELS[1].name,
+        "t256",
+        fields=(("format", _ALL_BUT_BLOCK),),
+        bounds=(Bound(("batches", "m", "n"), minimum=4 * 256 * TILE_N, per_sm=True),),
+    ),
+    Rule(KERNELS[1].name, "t128"),
+)
+"""Emulated, what is slow on 9.0 is not what is slow on 12.x: the tiles are those that 12.x takes for as many rows."""
+
+_SPLIT_STEP = 128  # splits have whole steps of K of at least this
+ESTIMATES = (
+    Estimate(KERNELS[0].name, _costs(_NATIVE_RATES), start=1000, split=1500, l2=32, memory=4),
+    Estimate(KERNELS[1].name, _costs(_EMULATED_RATES), start=2000, split=3000, l2=32, memory=16),
+)
+"""Memory moves about 4 bytes a clock for each multiprocessor of 12.x (1.8 TB/s for 170 to 188 of them; 2.4 on GB10), 16
+on an H200. What a start and a split cost is assumed, as is what comes from the L2.
+"""

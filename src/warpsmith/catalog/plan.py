@@ -27,6 +27,7 @@ from warpsmith.catalog.spec import (
 )
 from warpsmith.errors import InvalidArgumentError
 from warpsmith.tuning import Rule
+from warpsmith.tuning.estimate import Estimate
 
 _SM_COUNTS = (1, 48, 132)
 _PROBE_SIZES = (1, 16, 64, 128, 4096, 65536)
@@ -321,13 +322,27 @@ def _tuning(catalog: Catalog) -> Iterator[Finding]:
         )
     for kernel in catalog.kernels:
         rules = [r for r in catalog.tuning if r.kernel == kernel.name]
-        if len({v.tile for v in kernel.variants}) > 1 and not any(map(_takes_all, rules)):
+        estimated = catalog.estimate(kernel.name)
+        if estimated is not None:
+            yield from _estimated(kernel, estimated)
+        elif len({v.tile for v in kernel.variants}) > 1 and not any(map(_takes_all, rules)):
             yield Finding(
                 "tuning-open",
                 kernel.name,
                 f"{kernel.name} has several tiles, and no tuning rule of it takes every problem",
                 "end its rules with one that has no bounds, fields or capabilities",
             )
+
+
+def _estimated(kernel: Kernel, estimate: Estimate) -> Iterator[Finding]:
+    """An estimate has to know the tiles that a kernel has of each of its formats, and no others."""
+    have = {(format, v.tile) for v in kernel.variants for format in dict(v.serves).get("format", (NO_FORMAT,))}
+    for format, tile in sorted(have ^ {(f.format, s.tile) for f in estimate.formats for s in f.tiles}):
+        what = "no estimate knows it" if (format, tile) in have else "no variant of the catalog has it"
+        subject = f"{kernel.name}/{tile}"
+        yield Finding(
+            "tuning-unplanned", subject, f"{subject} of {format}: {what}", "estimate the tiles that there are"
+        )
 
 
 def _takes_all(rule: Rule) -> bool:

@@ -127,6 +127,7 @@ def select_variant(
             sm_count=device.sm_count,
             fields=dict(problem.fields),
             dims=dict(problem.dims),
+            estimates=catalog.estimates,
         )
     except CatalogError as error:
         rejections.append(Rejection(kernel.name, str(error)))

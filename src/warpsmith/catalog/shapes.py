@@ -124,6 +124,7 @@ def reached(
                 fields=fields,
                 ranges=ranges,
                 sm_counts=sm_counts,
+                estimates=catalog.estimates,
             )
             for tile in tiles:
                 found = True

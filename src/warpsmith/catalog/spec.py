@@ -16,6 +16,7 @@ from typing import NamedTuple
 from warpsmith.arch import Capability, Suffix, Target
 from warpsmith.errors import CatalogError, InvalidArgumentError
 from warpsmith.tuning import Rule
+from warpsmith.tuning.estimate import Estimate
 
 _PARAM_BYTES = {"ptr": 8, "i64": 8, "i32": 4, "u32": 4, "f32": 4, "tensormap": 128}
 NO_FORMAT = "-"
@@ -314,6 +315,7 @@ class Catalog:
     kernels: tuple[Kernel, ...]
     promises: tuple[Promise, ...]
     tuning: tuple[Rule, ...] = field(default=())
+    estimates: tuple[Estimate, ...] = field(default=())
 
     def operation(self, name: str) -> Operation:
         """The operation of that name.
@@ -341,6 +343,10 @@ class Catalog:
             if kernel.name == name:
                 return kernel
         raise CatalogError(f"the catalog has no kernel {name!r}")
+
+    def estimate(self, kernel: str) -> Estimate | None:
+        """What is estimated of a kernel's costs, if anything is."""
+        return next((e for e in self.estimates if e.kernel == kernel), None)
 
     @cached_property
     def modules(self) -> tuple[str, ...]:

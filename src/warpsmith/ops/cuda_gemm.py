@@ -247,12 +247,13 @@ def _make_plan(a: Any, b: Any, index: Any, shape: Shape, bias: Any, dtype: str, 
     fields = {"format": pair(shape.a, shape.b), "mode": size.mode, "layout": layout_of(a, b), "path": DEFAULT_PATH}
     kernel = runtime().prepare(Problem.of("gemm", fields, dims), device)
     wide = index is not None and index.dtype is torch.int64
-    launch, maps = _launch(kernel, size, left, right, output, wide, device)
+    launch, maps = _launch(kernel, fields, size, left, right, output, wide, device)
     return _Plan(kernel, launch, maps, shape.out, torch_dtype, extents)
 
 
 def _launch(
     kernel: PreparedKernel,
+    fields: dict[str, str],
     size: arguments.Size,
     a: arguments.Operand,
     b: arguments.Operand,
@@ -264,7 +265,7 @@ def _launch(
     row, facts = CATALOG.kernel(kernel.cubin.kernel), _facts(device)
     if row.takes_maps:
         map_tile = tile_of(row, kernel.cubin.variant)
-        splits = choose_map_splits(map_tile, size, facts.sm_count)
+        splits = choose_map_splits(CATALOG, kernel.cubin, fields, size, facts.sm_count)
         mapped = map_launch(map_tile, size, a, b, d, sm_count=facts.sm_count, splits=splits, wide=wide)
         driver = runtime().driver
         return mapped, (TensorMaps(driver, device, mapped.a), TensorMaps(driver, device, mapped.b))

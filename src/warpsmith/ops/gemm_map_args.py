@@ -8,12 +8,13 @@ the parameters mean is in ``docs/kernels/sm12x_blockscaled_gemm.md``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
 from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.gemm import MODES, PLAIN
-from warpsmith.catalog.spec import Kernel
+from warpsmith.catalog.spec import Catalog, CubinId, Kernel
 from warpsmith.errors import InvalidArgumentError
 from warpsmith.ops.gemm_args import (
     BIAS_SHIFT,
@@ -30,9 +31,6 @@ from warpsmith.ops.gemm_args import (
 from warpsmith.runtime.tensor_map import MapSpec
 
 _SPLIT_STEP = 128  # a split has whole steps of K of at least this
-_MAX_SPLITS = 64
-_PROLOGUE = 384
-_SPLIT = 640
 _MAX_WORK = 1 << 32
 
 
@@ -95,20 +93,15 @@ def max_splits(tile: MapTile, size: Size) -> int:
     return -(-size.k // max(tile.k, _SPLIT_STEP)) if size.mode == "dense" else 1
 
 
-def choose_map_splits(tile: MapTile, size: Size, sm_count: int) -> int:
-    """The number of splits of K that costs least; the smallest of equal ones.
-
-    A block starts and ends a tile at the cost of `_PROLOGUE` elements of K. Splits send each part of D through memory,
-    and the last block of a tile adds them.
-    """
-    tiles = map_tiles(tile, size)
-
-    def cost(splits: int) -> int:
-        waves = -(-tiles * splits // max(sm_count, 1))
-        steps = -(-max_splits(tile, size) // splits) * max(tile.k, _SPLIT_STEP)
-        return waves * (steps + _PROLOGUE) + (_SPLIT + splits * tile.m * tile.n // 256 if splits > 1 else 0)
-
-    return min(range(1, min(max_splits(tile, size), _MAX_SPLITS) + 1), key=cost)
+def choose_map_splits(catalog: Catalog, cubin: CubinId, fields: Mapping[str, str], size: Size, sm_count: int) -> int:
+    """The splits of K that the catalog's estimate of a kernel has for its variant; 1 without an estimate."""
+    estimate = catalog.estimate(cubin.kernel)
+    if estimate is None:
+        return 1
+    dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
+    kernel = catalog.kernel(cubin.kernel)
+    found = estimate.best(fields, (kernel.variant(cubin.variant).tile,), dims, sm_count)
+    return 1 if found is None else min(found[1], max_splits(tile_of(kernel, cubin.variant), size))
 
 
 def _spec(operand: Operand, rows: int, batches: int, k: int, box_k: int, box_rows: int) -> MapSpec:

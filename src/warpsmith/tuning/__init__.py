@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tile choice: tables of rules, one chooser.
+"""Tile choice: tables of rules, estimates, one chooser.
 
 A rule says which tile of a kernel serves which sizes on which capabilities. Rules are data; `choose` walks them in
-order and takes the first that fits. The catalog checks that every tile named here belongs to a planned variant.
+order and takes the first that fits. Where none does, an estimate of what each tile costs decides. The catalog checks
+that every tile named here belongs to a planned variant.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from warpsmith.arch import Capability
 from warpsmith.errors import CatalogError, InvalidArgumentError
+from warpsmith.tuning.estimate import Estimate
 
 SCHEMA = 1
 
@@ -82,8 +84,9 @@ def choose(
     sm_count: int,
     fields: Mapping[str, str],
     dims: Mapping[str, int],
+    estimates: Sequence[Estimate] = (),
 ) -> str:
-    """Pick the tile for a problem: the first rule that fits, else the only tile there is.
+    """Pick the tile for a problem: that of the first rule that fits, else the only one, else the cheapest by estimate.
 
     Raises
     ------
@@ -100,6 +103,10 @@ def choose(
             return rule.tile
     if len(tiles) == 1:
         return tiles[0]
+    for estimate in estimates:
+        cheapest = estimate.best(fields, tiles, dims, sm_count) if estimate.kernel == kernel else None
+        if cheapest is not None:
+            return cheapest[0]
     raise CatalogError(
         f"no tuning rule for {kernel} fits {dict(fields)} {dict(dims)} on {capability}, "
         f"and there are several tiles: {', '.join(tiles)}"
@@ -115,11 +122,12 @@ def reachable(
     fields: Mapping[str, str],
     ranges: Mapping[str, tuple[int, int]],
     sm_counts: tuple[int, int],
+    estimates: Sequence[Estimate] = (),
 ) -> tuple[str, ...]:
     """Every tile that `choose` may pick for sizes in the ranges; empty where none of the kernel's serves.
 
     No tile that may be picked is missing. One that is never picked may be named where a rule has several bounds that
-    each hold somewhere, but nowhere together.
+    each hold somewhere, but nowhere together, and where an estimate decides about a range of sizes.
     """
     found: dict[str, None] = {}
     for rule in rules:
@@ -132,6 +140,18 @@ def reachable(
             return tuple(found)
     if len(tiles) == 1:
         found[tiles[0]] = None
+    for estimate in estimates if len(tiles) > 1 else ():
+        format = estimate.of(fields.get("format", "")) if estimate.kernel == kernel else None
+        if format is None:
+            continue
+        if any(low != high for low, high in ranges.values()):
+            return tuple(dict.fromkeys([*found, *(s.tile for s in format.tiles if s.tile in tiles)]))
+        dims = {name: low for name, (low, _) in ranges.items()}
+        for sm_count in range(sm_counts[0], sm_counts[1] + 1):
+            cheapest = estimate.best(fields, tiles, dims, sm_count)
+            if cheapest is not None:
+                found[cheapest[0]] = None
+        return tuple(found)
     return tuple(found)
 
 
