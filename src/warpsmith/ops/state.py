@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from warpsmith.catalog import CATALOG
 from warpsmith.runtime.kernels import Runtime
@@ -21,3 +23,18 @@ def runtime() -> Runtime:
             if _runtime is None:
                 _runtime = Runtime(Settings.from_environment(), CATALOG)
     return _runtime
+
+
+@contextmanager
+def replaced(other: Runtime) -> Iterator[None]:
+    """Have the operations use another runtime within a block; for benchmarks, of one thread.
+
+    Plans that operations have made keep the kernels that they were made with.
+    """
+    global _runtime
+    before = runtime()
+    _runtime = other
+    try:
+        yield
+    finally:
+        _runtime = before
