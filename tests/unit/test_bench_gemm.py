@@ -17,7 +17,7 @@ from warpsmith.catalog.resolve import DeviceFacts
 from warpsmith.cli.app import app
 from warpsmith.runtime.kernels import Runtime
 from warpsmith.settings import Settings
-from warpsmith.tuning import Bound, dump
+from warpsmith.tuning import Bound, Rule, dump
 
 SPARK = Capability(12, 1)
 KERNEL = "sm12x_blockscaled_gemm"
@@ -83,3 +83,16 @@ def test_a_run_is_drawn(tmp_path: Path) -> None:
     )
     draw(Result("gemm", "a device", "580", {}, {}, rows), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_a_forced_tile_is_taken_within_the_block_and_not_after(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from warpsmith.ops import state
+
+    monkeypatch.setenv("WARPSMITH_TUNING_PATH", "")
+    shared = Runtime(Settings(cache_dir=tmp_path), CATALOG, installed=list)
+    monkeypatch.setattr(state, "_runtime", shared)
+    problem = CATALOG.operation("gemm").problem({"format": "nvfp4_x_nvfp4", "m": 4096})
+    with state.tuned((Rule(KERNEL, "s8"),)):
+        assert state.runtime() is not shared
+        assert state.runtime().locate(problem, DeviceFacts(SPARK, 48)).cubin.variant == "nvfp4_x_nvfp4_s8"
+    assert state.runtime() is shared

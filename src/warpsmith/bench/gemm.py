@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -180,11 +179,8 @@ def _forced(kernel: str, tile: str) -> Iterator[None]:
     """Have operations take a tile."""
     from warpsmith.ops import state
     from warpsmith.ops.cuda_gemm import forget_plans
-    from warpsmith.runtime.kernels import Runtime
-    from warpsmith.settings import Settings
 
-    settings = replace(Settings.from_environment(), tuning_path=None)
-    with state.replaced(Runtime(settings, replace(CATALOG, tuning=(Rule(kernel, tile), *CATALOG.tuning)))):
+    with state.tuned((Rule(kernel, tile),)):
         forget_plans()
         try:
             yield

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from warpsmith.catalog import CATALOG
 from warpsmith.runtime.kernels import Runtime
 from warpsmith.settings import Settings
+from warpsmith.tuning import Rule
 
 _lock = threading.Lock()
 _runtime: Runtime | None = None
@@ -26,14 +28,15 @@ def runtime() -> Runtime:
 
 
 @contextmanager
-def replaced(other: Runtime) -> Iterator[None]:
-    """Have the operations use another runtime within a block; for benchmarks, of one thread.
+def tuned(rules: Sequence[Rule]) -> Iterator[None]:
+    """Have the operations choose tiles by some rules first within a block, and by no user's; for benchmarks.
 
     Plans that operations have made keep the kernels that they were made with.
     """
     global _runtime
     before = runtime()
-    _runtime = other
+    settings = replace(Settings.from_environment(), tuning_path=None)
+    _runtime = Runtime(settings, replace(CATALOG, tuning=(*rules, *CATALOG.tuning)), before.driver)
     try:
         yield
     finally:
