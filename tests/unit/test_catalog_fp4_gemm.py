@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 
 import pytest
 
-from warpsmith.arch import CAPABILITIES, Capability, all_targets, parse
+from warpsmith.arch import CAPABILITIES, Capability, all_targets, parse, parse_list
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.fp4_gemm import CAPABILITIES as NATIVE
 from warpsmith.catalog.fp4_gemm import EMULATED_ON, KERNELS, PAIRS, PARAMS
 from warpsmith.catalog.gemm import BLOCK_SCALED, PREPARED
-from warpsmith.catalog.plan import plan
+from warpsmith.catalog.plan import Selection, plan
 from warpsmith.catalog.resolve import DeviceFacts, resolve
+from warpsmith.catalog.shapes import read_models
 from warpsmith.catalog.source import source_digest
 from warpsmith.catalog.spec import pair
 
@@ -86,3 +89,33 @@ def test_pairs_are_those_of_two_quantized_operands() -> None:
     assert {pair(a, b) for a, b in PAIRS} == {*BLOCK_SCALED, *PREPARED}
     assert all(f in FORMATS for pair_of in PAIRS for f in pair_of)
     assert set(NATIVE).isdisjoint(EMULATED_ON)
+
+
+@pytest.mark.parametrize(
+    ("arch", "fields", "kernels"),
+    [
+        ("12.1", {}, {SM12X, PORTABLE}),
+        ("12.1", {"layout": "tiled"}, {SM12X}),
+        ("12.1", {"layout": "linear"}, {PORTABLE}),
+        ("9.0", {}, {PORTABLE}),
+        ("9.0", {"path": "emulated"}, {EMULATED}),
+    ],
+)
+def test_a_model_gets_the_kernels_of_what_it_names(arch: str, fields: dict[str, str], kernels: set[str]) -> None:
+    dims = {"m": {"from": 1, "to": 8192}, "n": 4096, "k": 4096, "batches": 1}
+    asked = {"operation": "gemm", "fields": {"format": "nvfp4_x_nvfp4", "mode": "dense", **fields}, "dims": dims}
+    document = {"schema": 1, "models": [{"name": "some", "operations": [asked]}]}
+    models = read_models(json.dumps(document).encode(), CATALOG)
+    found = plan(CATALOG, parse_list(arch), Selection(models=models))
+    assert found.missing == ()
+    assert {c.kernel for c in found.cubins} == kernels
+
+
+def test_a_model_whose_kernel_is_gone_is_named() -> None:
+    dims = {"m": 16, "n": 4096, "k": 4096, "batches": 1}
+    asked = {"operation": "gemm", "fields": {"format": "nvfp4_x_nvfp4"}, "dims": dims}
+    models = read_models(json.dumps({"schema": 1, "models": [{"name": "x", "operations": [asked]}]}).encode(), CATALOG)
+    broken = replace(CATALOG, kernels=tuple(k for k in CATALOG.kernels if k.name != SM12X))
+    found = plan(broken, parse_list("12.1"), Selection(models=models)).missing
+    assert [f.subject for f in found] == ["gemm/nvfp4_x_nvfp4@12.1"]
+    assert "sm80_gemm instead" in found[0].message

@@ -6,14 +6,17 @@ from __future__ import annotations
 from typing import Any
 
 import gemm_emulator
+import gemm_notes
 import numpy as np
 import pytest
 from gemm_notes import Notes, without_device
 
 import warpsmith as ws
+from warpsmith.arch import Capability
 from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.fp4_gemm import PAIRS
 from warpsmith.catalog.gemm import EMULATED_PATH
+from warpsmith.catalog.resolve import DeviceFacts
 from warpsmith.errors import FormatError
 
 torch = pytest.importorskip("torch")
@@ -174,3 +177,18 @@ def test_nothing_is_launched_for_nothing(cuda: Any, notes: Notes) -> None:
     b = values("nvfp4", 64, 256, seed=1)
     assert cuda.dense(values("nvfp4", 0, 256, seed=2), b, None, None, None).shape == (0, 64)
     assert notes.launches == []
+
+
+@EVERY_PAIR
+def test_on_12_1_no_path_has_to_be_asked_for(
+    cuda: Any, notes: Notes, monkeypatch: pytest.MonkeyPatch, a_format: str, b_format: str
+) -> None:
+    monkeypatch.setattr(cuda, "DEFAULT_PATH", "default")
+    monkeypatch.setattr(gemm_notes, "FACTS", DeviceFacts(Capability(12, 1), 48))
+    notes.computes = False
+    a, b = values(a_format, 8, 8192, seed=1), weights(a_format, b_format, 512, 8192, seed=2)
+    cuda.dense(a, b, None, None, None)
+    variant, grid, given = notes.launches[-1]
+    assert variant == f"{a_format}_x_{b_format}_s8"
+    assert given["splits"] > 1
+    assert grid == (min(48, 4 * given["splits"]), 1, 1)

@@ -75,6 +75,11 @@ _plans: dict[tuple[Any, ...], _Plan] = {}
 _arrivals: dict[tuple[int, int], torch.Tensor] = {}
 
 
+def forget_plans() -> None:
+    """Have the next calls plan anew, since what they are planned with has changed."""
+    _plans.clear()
+
+
 def _facts(device: int) -> DeviceFacts:
     return device_facts(device, runtime().driver)
 
