@@ -86,12 +86,13 @@ def choose(
     dims: Mapping[str, int],
     estimates: Sequence[Estimate] = (),
 ) -> str:
-    """Pick the tile for a problem: that of the first rule that fits, else the only one, else the cheapest by estimate.
+    """Pick the tile for a problem: that of the first rule that fits, else the cheapest by estimate, else the only one.
 
     Raises
     ------
     CatalogError
-        If no rule fits and there are several tiles, or a rule names a tile that the kernel has not for this problem.
+        If no rule fits and there are several tiles, or a rule or an estimate names a tile that the kernel has not for
+        this problem.
     """
     for rule in rules:
         if rule.kernel == kernel and rule.fits(capability, fields, dims, sm_count):
@@ -101,12 +102,19 @@ def choose(
                     f"but the tiles that serve it are {', '.join(tiles)}"
                 )
             return rule.tile
+    for estimate in estimates:
+        if estimate.kernel == kernel:
+            lost = estimate.unserved(fields, tiles)
+            if lost:
+                raise CatalogError(
+                    f"tiles {', '.join(lost)} of {kernel} are estimated for {dict(fields)}, but those that serve it "
+                    f"are {', '.join(tiles)}"
+                )
+            cheapest = estimate.best(fields, tiles, dims, sm_count)
+            if cheapest is not None:
+                return cheapest[0]
     if len(tiles) == 1:
         return tiles[0]
-    for estimate in estimates:
-        cheapest = estimate.best(fields, tiles, dims, sm_count) if estimate.kernel == kernel else None
-        if cheapest is not None:
-            return cheapest[0]
     raise CatalogError(
         f"no tuning rule for {kernel} fits {dict(fields)} {dict(dims)} on {capability}, "
         f"and there are several tiles: {', '.join(tiles)}"

@@ -80,6 +80,11 @@ class Estimate:
         """What it knows of a pair of formats."""
         return next((f for f in self.formats if f.format == format), None)
 
+    def unserved(self, fields: Mapping[str, str], tiles: Collection[str]) -> tuple[str, ...]:
+        """The tiles that it knows for a problem, but for those given."""
+        format = self.of(fields.get("format", ""))
+        return () if format is None else tuple(s.tile for s in format.tiles if s.tile not in tiles)
+
     def clocks(
         self, format: FormatCost, shape: TileShape, dims: Mapping[str, int], splits: int, sm_count: int
     ) -> float:
