@@ -61,4 +61,9 @@ PROMISES = (
     *_rows("global_scale", (NO_FORMAT,), _EVERYWHERE, "global_scale"),
     *_rows("gemm", _GEMM, _EVERYWHERE, "sm80_gemm"),
     *_unsupported_gemms(),
+    *_rows("moe_route", (NO_FORMAT,), _EVERYWHERE, "moe_route"),
+    *_rows("moe_count", (NO_FORMAT,), _EVERYWHERE, "moe_count"),
+    *_rows("moe_permute", (NO_FORMAT,), _EVERYWHERE, "moe_permute"),
+    *_rows("moe_activation", (NO_FORMAT,), _EVERYWHERE, "moe_activation"),
+    *_rows("moe_combine", (NO_FORMAT,), _EVERYWHERE, "moe_combine"),
 )

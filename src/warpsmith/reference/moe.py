@@ -36,9 +36,10 @@ _ERF: Final = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def sigmoid(values: FloatArray) -> FloatArray:
-    """Return fl(1 / fl(1 + E(−v))) in fp32, E being `activation.exp`; NaN stays NaN."""
+    """Return fl(1 / fl(1 + E(−v))) in fp32, E being `activation.exp` and v kept within ±80; NaN stays NaN."""
     with np.errstate(all="ignore"):
-        result: FloatArray = np.float32(1) / (np.float32(1) + exp(-values))
+        bounded = np.fmin(np.fmax(values, np.float32(-80)), np.float32(80))
+        result: FloatArray = np.float32(1) / (np.float32(1) + exp(-bounded))
     return np.where(np.isnan(values), np.float32(np.nan), result)
 
 
