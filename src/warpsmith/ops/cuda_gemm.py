@@ -151,8 +151,8 @@ def _run(a: Any, b: Any, index: Any, mode: str, bias: Any, out_dtype: Any, out: 
         scratch = torch.empty(launch.workspace, dtype=torch.uint8, device=data.device)
         words = _counters(device, stream, launch.arrivals, data.device)
         workspace, arrivals = scratch.data_ptr(), words.data_ptr()
-    args = (*pointers[:2], target, *pointers[2:5], 0, *pointers[5:], workspace, arrivals)
-    kernel.launch(launch.grid, args + launch.tail, stream)
+    given = (*pointers[:2], target, *pointers[2:])
+    launch_planned(Planned(kernel, launch), given, (workspace, arrivals), stream)
     return made
 
 
@@ -210,8 +210,8 @@ def _make_plan(a: Any, b: Any, index: Any, shape: Shape, bias: Any, dtype: str, 
     size, m = shape.size, shape.size.m
     columns = size.n * arguments.ELEMENT_BYTES[OUT_NAMES[dtype]]
     d_row, d_batch = (columns, m * columns) if out is None else _out_strides(out, columns)
-    left, lies_folded = _operand(a, shape.a, m, size.k, b)
-    right, _ = _operand(b, shape.b, size.n, size.k, b)
+    left, lies_folded = operand_of(a, shape.a, m, size.k, b)
+    right, _ = operand_of(b, shape.b, size.n, size.k, b)
     if size.mode == "dense":
         several_bias = bias is not None and bias.dim() > 1
         if lies_folded and size.batches > 1 and d_batch == m * d_row and not several_bias and len(b.shape) == 2:
@@ -231,18 +231,53 @@ def _make_plan(a: Any, b: Any, index: Any, shape: Shape, bias: Any, dtype: str, 
     torch_dtype: torch.dtype = getattr(torch, dtype)
     if 0 in shape.out:
         return _Plan(None, arguments.Launch((0, 0, 0), (), 0, 0), shape.out, torch_dtype, extents)
+    wide = index is not None and index.dtype is torch.int64
+    planned = plan_launch(size, left, right, output, device, wide=wide)
+    return _Plan(planned.kernel, planned.launch, shape.out, torch_dtype, extents)
+
+
+class Planned(NamedTuple):
+    """A product that is not empty, ready for `launch_planned`."""
+
+    kernel: PreparedKernel
+    launch: arguments.Launch
+
+
+def plan_launch(
+    size: arguments.Size,
+    a: arguments.Operand,
+    b: arguments.Operand,
+    d: arguments.Output,
+    device: int,
+    *,
+    wide: bool = False,
+) -> Planned:
+    """Choose the kernel of a product that has been checked, and how it is launched; `wide` is for int64 offsets."""
     dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
-    fields = {"format": pair(shape.a, shape.b), "mode": size.mode}
+    fields = {"format": pair(a.format, b.format), "mode": size.mode}
     kernel = runtime().prepare(Problem.of("gemm", fields, dims), device)
     tile, facts = sm80_tile(kernel.cubin.variant), _facts(device)
     held = arguments.resident(tile, kernel.shared_memory, default_target(facts.capability).shared_memory)
     splits = arguments.choose_splits(tile, size, facts.sm_count, held)
-    wide = index is not None and index.dtype is torch.int64
-    launch = arguments.sm80_launch(tile, size, left, right, output, splits=splits, wide=wide)
-    return _Plan(kernel, launch, shape.out, torch_dtype, extents)
+    return Planned(kernel, arguments.sm80_launch(tile, size, a, b, d, splits=splits, wide=wide))
 
 
-def _operand(x: Any, format: str, rows: int, k: int, b: Any) -> tuple[arguments.Operand, bool]:
+def launch_planned(planned: Planned, pointers: tuple[int, ...], scratch: tuple[int, int], stream: int) -> None:
+    """Launch a planned product.
+
+    Parameters
+    ----------
+    pointers
+        Of a, b, d, a's scales, b's scales, bias, a's global scale, b's global scale, offsets or counts; 0 for none.
+    scratch
+        Pointers to `planned.launch.workspace` bytes, and to `planned.launch.arrivals` words that are 0.
+    """
+    planned.kernel.launch(
+        planned.launch.grid, (*pointers[:6], 0, *pointers[6:], *scratch, *planned.launch.tail), stream
+    )
+
+
+def operand_of(x: Any, format: str, rows: int, k: int, b: Any) -> tuple[arguments.Operand, bool]:
     """How an operand lies in memory, and whether its batches lie like the rows of one matrix."""
     if isinstance(x, QTensor):
         several = x.global_scale is not None and x.global_scale.numel() > 1

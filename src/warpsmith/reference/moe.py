@@ -8,8 +8,8 @@ everything that becomes a number of the result is computed in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,15 @@ from warpsmith.reference.formats import FloatArray
 DoubleArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int32]
 Between = Callable[[DoubleArray, int], DoubleArray]
+
+
+class Stack(Protocol):
+    """Experts' matrices: an array, or anything that makes one when asked for an expert."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, expert: int, /) -> Any: ...
+
 
 ROUTING_RULES: Final = (
     "softmax_topk",
@@ -243,8 +252,8 @@ def rounding(dtype: str) -> Between:
 
 def fused_moe(
     x: npt.NDArray[Any],
-    w13: Sequence[Any] | npt.NDArray[Any],
-    w2: Sequence[Any] | npt.NDArray[Any],
+    w13: Stack,
+    w2: Stack,
     ids: npt.NDArray[Any],
     weights: npt.ArrayLike,
     *,
@@ -264,7 +273,7 @@ def fused_moe(
     ----------
     x : ndarray
         [T, H].
-    w13, w2 : array_like or sequence
+    w13, w2 : ndarray or sequence
         [E, 2·I, H] (``relu2``: [E, I, H]) and [E, H, I]: the local experts' weights, dequantized. Experts without
         tokens are not touched, so that a sequence may make them when asked.
     ids, weights : ndarray
