@@ -67,7 +67,7 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
 
 
 @pytest.fixture
-def cuda(notes: Notes) -> Any:
+def cuda(notes: Notes) -> Any:  # noqa: ARG001  # it stands in for the device
     from warpsmith.ops import cuda_moe
 
     return cuda_moe
@@ -146,7 +146,7 @@ def test_every_format(cuda: Any, notes: Notes, weights: str, activations: str | 
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "geglu"])
-def test_nvfp4_with_scales_of_each_expert(cuda: Any, notes: Notes, activation: str) -> None:
+def test_nvfp4_with_scales_of_each_expert(cuda: Any, activation: str) -> None:
     scales = {"a1": torch.tensor([100.0, 200.0, 50.0]), "a2": torch.tensor([90.0, 20.0, 500.0])}
     layer = experts(3, "nvfp4", 128, 128, format="nvfp4", activation=activation, **scales)
     x, logits = random(5, 128), random(5, 3, seed=3)
@@ -184,7 +184,7 @@ def test_many_pairs_are_counted_first(cuda: Any, notes: Notes) -> None:
     assert torch.equal(gathered[:used], want.gathered[:used])
 
 
-def test_the_pieces_are_the_references(cuda: Any, notes: Notes) -> None:
+def test_the_pieces_are_the_references(cuda: Any) -> None:
     logits, x = random(20, 6, seed=3), random(20, H)
     ids, weights = cuda.route(logits, TOP2, None)
     want = ws.route(logits, TOP2)
