@@ -34,7 +34,7 @@ def launch(cubin: Any, grid: tuple[int, int, int], values: tuple[Any, ...]) -> N
 
 
 def _route(variant: str, grid: tuple[int, int, int], p: Any) -> None:
-    assert grid[0] * moe_args.ROUTE_TOKENS >= p.tokens
+    assert p.offsets or grid[0] * moe_args.ROUTE_TOKENS >= p.tokens
     kind, shape = TYPES[variant], (p.tokens, p.top_k)
     logits = np.stack([memory(p.logits + t * p.row_bytes, p.experts, kind) for t in range(p.tokens)])
     ids, weights = moe.route(
@@ -46,6 +46,11 @@ def _route(variant: str, grid: tuple[int, int, int], p: Any) -> None:
         ids[count:], weights[count:] = -1, 0
     memory(p.ids, ids.size, np.int32).reshape(shape)[:] = ids
     memory(p.weights, ids.size, np.float32).reshape(shape)[:] = weights
+    if p.offsets:
+        assert (grid[0], ids.size <= moe_args.CHUNK) == (1, True)
+        offsets, rows, positions = moe.permute(ids, p.local_experts, expert_offset=p.expert_offset)
+        for to, values in ((p.offsets, offsets), (p.rows, rows), (p.positions, positions)):
+            memory(to, len(values), np.int32)[:] = values
 
 
 def _count(_: str, grid: tuple[int, int, int], p: Any) -> None:
@@ -83,7 +88,8 @@ def _activation(variant: str, grid: tuple[int, int, int], p: Any) -> None:
     rows, inner, kind = int(memory(p.last_offset, 1, np.int32)[0]), 8 * p.units, TYPES[variant]
     assert rows <= p.most_rows
     name = ACTIVATIONS[p.activation]
-    h = memory(p.h, rows * inner * (1 if name in module.UNGATED else 2), kind).reshape(rows, -1)
+    width = inner * (1 if name in module.UNGATED else 2)
+    h = memory(p.h, rows * width, kind).reshape(rows, width)
     act = moe.activate(h.astype(np.float64), name, alpha=p.alpha, limit=p.limit)
     memory(p.act, rows * inner, kind)[:] = act.astype(kind).reshape(-1)
 
