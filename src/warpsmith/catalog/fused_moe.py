@@ -104,15 +104,15 @@ def _by_type(operation: str, macro: str, field: str, types: tuple[str, ...], *pa
     )
 
 
-def _sorting(operation: str, pairs: int, count: int) -> tuple[Variant, ...]:
+def _sorting(operation: str, pairs: int, count: int, instruction: str) -> tuple[Variant, ...]:
     witness = Problem.of(operation, {}, {"pairs": pairs})
-    return (Variant("default", (("WS_COUNT", str(count)),), (), (witness,), instructions=_waiting(r"MATCH\.ANY")),)
+    return (Variant("default", (("WS_COUNT", str(count)),), (), (witness,), instructions=_waiting(instruction)),)
 
 
 KERNELS = (
     _kernel("moe_route", "moe_route", _ROUTE_PARAMS, _by_type("moe_route", "WS_INPUT", "input", _TYPES, "C?REDUX")),
-    _kernel("moe_count", "moe_permute", _PERMUTE_PARAMS, _sorting("moe_count", 65536, 1)),
-    _kernel("moe_permute", "moe_permute", _PERMUTE_PARAMS, _sorting("moe_permute", 512, 0)),
+    _kernel("moe_count", "moe_permute", _PERMUTE_PARAMS, _sorting("moe_count", 65536, 1, r"ATOMS\.POPC\.INC")),
+    _kernel("moe_permute", "moe_permute", _PERMUTE_PARAMS, _sorting("moe_permute", 512, 0, r"MATCH\.ANY")),
     _kernel(
         "moe_activation", "moe_activation", _ACTIVATION_PARAMS, _by_type("moe_activation", "WS_TYPE", "type", PLAIN)
     ),

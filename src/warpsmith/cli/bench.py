@@ -13,14 +13,17 @@ from warpsmith.cli.report import command, say, table
 from warpsmith.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from warpsmith.bench.result import Row
+    from warpsmith.bench.result import Result, Row
 
-OPERATIONS = ("quantize",)
+OPERATIONS = ("quantize", "moe")
 
 _OPERATION = typer.Argument(metavar="OP", help=f"One of: {', '.join(OPERATIONS)}.")
 _OUT = typer.Option("--out", help="Write the run as JSON into this file.")
 _PLOT = typer.Option("--plot", help="Draw the run into this PNG file (needs matplotlib).")
-_SHAPES = typer.Option("--shapes", help="Sizes as MxK, separated by spaces.", show_default="real models' sizes")
+_SHAPES = typer.Option(
+    "--shapes", help="Sizes, separated by spaces: MxK; of moe, tokens.", show_default="real models' sizes"
+)
+_MODELS = typer.Option("--models", help="Models whose layers moe measures, separated by spaces.", show_default="all")
 _JSON = typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
 
 
@@ -28,6 +31,7 @@ def bench(
     operation: Annotated[str, _OPERATION],
     shapes: Annotated[str, _SHAPES] = "",
     formats: FormatsOption = "",
+    models: Annotated[str, _MODELS] = "",
     out: Annotated[Path | None, _OUT] = None,
     plot: Annotated[Path | None, _PLOT] = None,
     json: Annotated[bool, _JSON] = False,
@@ -36,19 +40,15 @@ def bench(
     with command(json) as report:
         if operation not in OPERATIONS:
             raise InvalidArgumentError(f"there is no benchmark of {operation!r}; expected {', '.join(OPERATIONS)}")
-        from warpsmith.bench import quantize
-        from warpsmith.catalog.formats import FORMATS, get_format
-
-        chosen = [get_format(name).name for name in words(formats)] or list(FORMATS)
-        sizes = [_size(word) for word in words(shapes)] or list(quantize.SHAPES)
-        result = quantize.run(sizes, chosen)
+        result = _moe(shapes, formats, models) if operation == "moe" else _quantize(shapes, formats)
         if out is not None:
             out.write_text(result.to_json(), encoding="utf-8")
             say(f"wrote {out}")
         if plot is not None:
-            from warpsmith.bench.plot import draw
+            from warpsmith.bench import moe_plot
+            from warpsmith.bench import plot as bandwidth_plot
 
-            draw(result, plot)
+            (moe_plot if operation == "moe" else bandwidth_plot).draw(result, plot)
             say(f"wrote {plot}")
         report.extra["bench"] = {"device": result.device, "rows": [_row(row) for row in result.rows]}
         report.text = [
@@ -56,6 +56,26 @@ def bench(
             table("what", "shape", "#µs", "#floor µs", "#best peer µs", "#peer / ours", rows=map(_cells, result.rows)),
             *result.notes,
         ]
+
+
+def _quantize(shapes: str, formats: str) -> Result:
+    from warpsmith.bench import quantize
+    from warpsmith.catalog.formats import FORMATS, get_format
+
+    chosen = [get_format(name).name for name in words(formats)] or list(FORMATS)
+    return quantize.run([_size(word) for word in words(shapes)] or list(quantize.SHAPES), chosen)
+
+
+def _moe(shapes: str, formats: str, models: str) -> Result:
+    from warpsmith.bench import moe
+    from warpsmith.catalog.formats import get_format
+
+    tokens = words(shapes)
+    for word in tokens:
+        if not word.isdigit() or int(word) < 1:
+            raise InvalidArgumentError(f"cannot read {word!r} as a number of tokens; write 1, 64, 2048")
+    chosen = [name if name == "bf16" else get_format(name).name for name in words(formats)]
+    return moe.run(words(models), [int(word) for word in tokens] or moe.TOKENS, chosen)
 
 
 def _size(word: str) -> tuple[int, int]:

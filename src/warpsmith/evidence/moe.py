@@ -136,11 +136,11 @@ def _run_route(bench: Bench, case: RouteCase, rng: np.random.Generator) -> Itera
 
 
 def _relative(got: Array, want: Array) -> float:
-    """The largest error relative to its value; NaN must meet NaN, and what leaves fp32's range counts as 0."""
+    """The largest error relative to its value, or to 1e-12 where that is larger; NaN must meet NaN."""
     if not np.array_equal(np.isnan(got), np.isnan(want)):
         return float("inf")
-    known = ~np.isnan(want) & (np.abs(want) > 1e-36)
-    return float((np.abs(got - want)[known] / np.abs(want)[known]).max(initial=0.0))
+    known = ~np.isnan(want)
+    return float((np.abs(got - want)[known] / np.maximum(np.abs(want)[known], 1e-12)).max(initial=0.0))
 
 
 def _misplaced(memory: _Memory, offsets: Array, rows: Array, positions: Array) -> list[str]:

@@ -23,11 +23,10 @@ namespace ws {
 
 WS_DEVICE void count_own_chunk(SortShared& s, const Pairs& pairs, u32* counts) {
   clear(s);
-  const u32 expert = pairs.expert(blockIdx.x * kChunk + threadIdx.x);
-  count_chunk(s, expert, pairs.local_experts, peers_of(expert), false);
+  count_chunks(s.others, pairs, blockIdx.x, blockIdx.x + 1);
   __syncthreads();
   const u64 first = static_cast<u64>(blockIdx.x) * pairs.local_experts;
-  if (threadIdx.x < pairs.local_experts) counts[first + threadIdx.x] = s.total[threadIdx.x];
+  if (threadIdx.x < pairs.local_experts) counts[first + threadIdx.x] = s.others[threadIdx.x];
 }
 
 }  // namespace ws

@@ -17,22 +17,21 @@ struct Pairs {
 
   // The local expert of a pair; local_experts if it has none here.
   WS_DEVICE u32 expert(u32 pair) const {
-    if (pair >= count) return local_experts;
-    const u32 local = static_cast<u32>(ids[pair]) - expert_offset;
-    return ids[pair] >= 0 && local < local_experts ? local : local_experts;
+    const int id = pair < count ? ids[pair] : -1;
+    return id >= 0 ? min(static_cast<u32>(id) - expert_offset, local_experts) : local_experts;
   }
 };
 
 struct SortShared {
-  u32 total[kMaxExperts];   // pairs of an expert; then its first row
-  u32 before[kMaxExperts];  // those of them in earlier chunks
+  u32 before[kMaxExperts + 1];  // pairs of an expert in earlier chunks; the last is for those without one
+  u32 others[kMaxExperts + 1];  // in this chunk and later ones; then the expert's first row
   u32 warp_sums[kSortWarps];
   u32 rows;                 // of all local experts
   u8 in_warp[kSortWarps][kMaxExperts];  // pairs of an expert in a warp of this chunk
 };
 
 WS_DEVICE void clear(SortShared& s) {
-  s.total[threadIdx.x] = s.before[threadIdx.x] = 0;
+  s.others[threadIdx.x] = s.before[threadIdx.x] = 0;
   u32* const words = reinterpret_cast<u32*>(s.in_warp);
 #pragma unroll
   for (u32 i = threadIdx.x; i < sizeof(s.in_warp) / 4; i += kChunk) words[i] = 0;
@@ -44,11 +43,10 @@ WS_DEVICE u32 peers_of(u32 expert) { return __match_any_sync(kAllLanes, expert);
 
 WS_DEVICE bool leads(u32 peers) { return threadIdx.x % 32 == __ffs(peers) - 1u; }
 
-// Adds the pairs of one chunk to the counts.
-WS_DEVICE void count_chunk(SortShared& s, u32 expert, u32 experts, u32 peers, bool earlier) {
-  if (expert >= experts || !leads(peers)) return;
-  atomicAdd(&s.total[expert], static_cast<u32>(__popc(peers)));
-  if (earlier) atomicAdd(&s.before[expert], static_cast<u32>(__popc(peers)));
+// Counts the pairs of some chunks. Lanes of one expert are added up by the instruction.
+WS_DEVICE void count_chunks(u32* counts, const Pairs& pairs, u32 first, u32 end) {
+#pragma unroll 4
+  for (u32 c = first; c < end; ++c) atomicAdd(counts + pairs.expert(c * kChunk + threadIdx.x), 1u);
 }
 
 // The same from counts [chunks][experts] in memory.
@@ -56,21 +54,22 @@ WS_DEVICE void count_from(SortShared& s, const u32* counts, u32 chunks, u32 chun
   const u32 width = (experts + 31) / 32 * 32, parts = kChunk / width;
   const u32 part = threadIdx.x / width, expert = threadIdx.x % width;
   if (expert >= experts || part >= parts) return;
-  u32 total = 0, before = 0;
+  u32 before = 0, others = 0;
 #pragma unroll 8
   for (u32 c = part; c < chunks; c += parts) {
     const u32 count = counts[static_cast<u64>(c) * experts + expert];
-    total += count;
     before += c < chunk ? count : 0u;
+    others += c < chunk ? 0u : count;
   }
-  atomicAdd(&s.total[expert], total);
   atomicAdd(&s.before[expert], before);
+  atomicAdd(&s.others[expert], others);
 }
 
-// Turns totals into first rows. Starts and ends with a barrier.
-WS_DEVICE void scan_totals(SortShared& s) {
+// Turns counts into first rows. Starts and ends with a barrier.
+WS_DEVICE void scan_counts(SortShared& s, u32 experts) {
   __syncthreads();
-  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, own = s.total[threadIdx.x];
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const u32 own = threadIdx.x < experts ? s.before[threadIdx.x] + s.others[threadIdx.x] : 0u;
   u32 through = own;
 #pragma unroll
   for (u32 distance = 1; distance < 32; distance *= 2) {
@@ -81,7 +80,7 @@ WS_DEVICE void scan_totals(SortShared& s) {
   __syncthreads();
 #pragma unroll
   for (u32 w = 0; w < kSortWarps; ++w) through += w < warp ? s.warp_sums[w] : 0u;
-  s.total[threadIdx.x] = through - own;
+  s.others[threadIdx.x] = through - own;
   if (threadIdx.x == kChunk - 1) s.rows = through;
   __syncthreads();
 }
@@ -90,7 +89,7 @@ WS_DEVICE void scan_totals(SortShared& s) {
 WS_DEVICE u32 row_of(const SortShared& s, u32 expert, u32 experts, u32 peers) {
   if (expert >= experts) return ~0u;
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  u32 row = s.total[expert] + s.before[expert] + __popc(peers & ((1u << lane) - 1u));
+  u32 row = s.others[expert] + s.before[expert] + __popc(peers & ((1u << lane) - 1u));
 #pragma unroll
   for (u32 w = 0; w < kSortWarps; ++w) row += w < warp ? s.in_warp[w][expert] : 0u;
   return row;
@@ -100,26 +99,20 @@ WS_DEVICE u32 row_of(const SortShared& s, u32 expert, u32 experts, u32 peers) {
 WS_DEVICE u32 place_pair(SortShared& s, const Pairs& pairs, const u32* counts, u32 chunks, u32 chunk) {
   clear(s);
   const u32 experts = pairs.local_experts;
-  u32 own = experts, own_peers = 0;
+  const u32 own = pairs.expert(chunk * kChunk + threadIdx.x), own_peers = peers_of(own);
   if (counts) {
     count_from(s, counts, chunks, chunk, experts);
-    own = pairs.expert(chunk * kChunk + threadIdx.x);
-    own_peers = peers_of(own);
   } else {
-#pragma unroll 4
-    for (u32 c = 0; c < chunks; ++c) {
-      const u32 expert = pairs.expert(c * kChunk + threadIdx.x), peers = peers_of(expert);
-      count_chunk(s, expert, experts, peers, c < chunk);
-      if (c == chunk) own = expert, own_peers = peers;
-    }
+    count_chunks(s.before, pairs, 0, chunk);
+    count_chunks(s.others, pairs, chunk, chunks);
   }
   if (own < experts && leads(own_peers)) s.in_warp[threadIdx.x / 32][own] = static_cast<u8>(__popc(own_peers));
-  scan_totals(s);
+  scan_counts(s, experts);
   return row_of(s, own, experts, own_peers);
 }
 
 WS_DEVICE void store_offsets(const SortShared& s, int* offsets, u32 experts) {
-  if (threadIdx.x < experts) offsets[threadIdx.x] = static_cast<int>(s.total[threadIdx.x]);
+  if (threadIdx.x < experts) offsets[threadIdx.x] = static_cast<int>(s.others[threadIdx.x]);
   if (threadIdx.x == 0) offsets[experts] = static_cast<int>(s.rows);
 }
 
