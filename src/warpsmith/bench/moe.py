@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmark of MoE layers: GPU time from router logits to output, beside the floor and torch's grouped products."""
+"""Benchmark of MoE layers: GPU time from router logits to output, beside the floor and other people's code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from warpsmith.bench.moe_peers import PEERS
 from warpsmith.bench.result import Result, Row, environment
 from warpsmith.bench.timing import copy_bandwidth, gpu_time, host_time
 from warpsmith.errors import DriverError, InvalidArgumentError
@@ -146,8 +147,7 @@ def _measure(
     if model.rule == _GROUPED:
         options["bias"] = torch.randn(model.experts, device="cuda") / 10
     routing = ws.Routing(model.rule, model.top_k, **options)
-    peer = partial(_torch, w13=w13, w2=w2, top_k=model.top_k) if format == "bf16" and not biases else None
-    rows = [_row(model, format, layer, routing, peer, t, ceilings, notes) for t in tokens]
+    rows = [_row(model, format, layer, routing, t, ceilings, notes) for t in tokens]
     if 1 in tokens:
         rows.append(_host_row(model, format, layer, routing))
     return rows
@@ -163,9 +163,8 @@ def _inputs(model: Model, tokens: int) -> tuple[list[Any], list[Any]]:
 
 
 def _row(
-    model: Model, format: str, layer: Any, routing: Any, peer: Callable[..., Any] | None, tokens: int,
-    ceilings: dict[str, float], notes: list[str],
-) -> Row:  # fmt: skip
+    model: Model, format: str, layer: Any, routing: Any, tokens: int, ceilings: dict[str, float], notes: list[str]
+) -> Row:
     import torch
 
     import warpsmith as ws
@@ -177,48 +176,41 @@ def _row(
         return ws.fused_moe(xs[i], logits[i], layer, routing, out=outs[i])
 
     time = gpu_time([partial(ours, i) for i in range(_SETS)])
-    hit = sum(len(ws.route(one, routing)[0].unique()) for one in logits) / _SETS
+    chosen = [ws.route(one, routing) for one in logits]
+    hit = sum(len(ids.unique()) for ids, _ in chosen) / _SETS
     per_expert = sum(_bytes(w) for w in (layer.w13, layer.w2)) / model.experts
     operations = 2 * 3 * tokens * model.top_k * model.hidden * model.inner
-    # Weights are only read: what a copy moves in a second is what reading can be held against.
     bytes_floor = hit * per_expert / ceilings["copy_bytes_per_second"]
     floor = max(bytes_floor, operations / ceilings["bf16_operations_per_second"]) * 1e6
     times: dict[str, float] = {}
-    if peer is not None:
-        what = f"torch {model.name} {tokens} tokens"
-        try:
-            mine, theirs = ours(0).float(), peer(xs[0], logits[0]).float()
-            error = float((mine - theirs).norm() / mine.norm())
-            if error > _SAME:
-                notes.append(f"{what}: its result differs by {error:.1e}; not counted")
-            else:
-                times["torch grouped"] = gpu_time([partial(peer, x, one) for x, one in zip(xs, logits, strict=True)])
-        except Exception as error:
-            notes.append(f"{what}: {type(error).__name__}: {str(error)[:200]}")
+    if format == "bf16" and layer.bias13 is None:
+        given = [(x, one, *pair, layer.w13, layer.w2) for x, one, pair in zip(xs, logits, chosen, strict=True)]
+        times = _peer_times(f"{model.name}, {tokens} tokens", given, ours(0), notes)
     name = f"{model.name} {format}"
     return Row(name, {"tokens": tokens}, time, floor=floor, bytes=int(hit * per_expert), peers=times)
+
+
+def _peer_times(what: str, given: Sequence[tuple[Any, ...]], mine: Any, notes: list[str]) -> dict[str, float]:
+    """The times of the peers whose output is right; why the others do not count goes to the notes."""
+    times: dict[str, float] = {}
+    for name, make in PEERS.items():
+        try:
+            made = [peer for peer in (make(*one) for one in given) if peer is not None]
+            if not made:
+                continue
+            difference = float((mine.float() - made[0].result().float()).norm() / mine.float().norm())
+            if not difference <= _SAME:
+                notes.append(f"{name}, {what}: its result differs by {difference:.1e}; not counted")
+            else:
+                times[name] = gpu_time([peer.timed for peer in made])
+        except Exception as error:
+            notes.append(f"{name}, {what}: {type(error).__name__}: {str(error)[:200]}")
+    return times
 
 
 def _bytes(w: Any) -> int:
     parts = (w.data, w.scales) if hasattr(w, "scales") else (w,)
     return sum(part.numel() * part.element_size() for part in parts)
-
-
-def _torch(x: Any, logits: Any, *, w13: Any, w2: Any, top_k: int) -> Any:
-    """The layer in torch: softmax, top-k, sort, `torch._grouped_mm` twice, SwiGLU, weighted sum."""
-    import torch
-
-    tokens, experts = logits.shape
-    weights, ids = torch.topk(torch.softmax(logits.float(), -1), top_k)
-    weights = weights / weights.sum(-1, keepdim=True)
-    flat = ids.reshape(-1)
-    order = torch.argsort(flat, stable=True)
-    ends = torch.cumsum(torch.nn.functional.one_hot(flat, experts).sum(0), 0).to(torch.int32)
-    gate, up = torch._grouped_mm(x[order // top_k], w13.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-    y = torch._grouped_mm(torch.nn.functional.silu(gate) * up, w2.transpose(1, 2), offs=ends)
-    places = torch.empty_like(order)
-    places[order] = torch.arange(tokens * top_k, device=x.device)
-    return (y[places].view(tokens, top_k, -1) * weights[..., None].to(x.dtype)).sum(1)
 
 
 def _host_row(model: Model, format: str, layer: Any, routing: Any) -> Row:
