@@ -169,6 +169,24 @@ def _product(
     return cuda_gemm.plan_launch(size, left, right, output, device)
 
 
+def _activation_steps(
+    layer: arguments.Layer, experts: Experts, name: str, device: int
+) -> tuple[Step | None, Step | None]:
+    """The launches between the products: the activation, and its quantization; SwiGLU is quantized in one."""
+    swiglu = bool(layer.format) and experts.activation == "swiglu"
+    activate, quantize = None, None
+    if not swiglu:
+        problem = Problem.of("moe_activation", {"type": name}, {"m": layer.pairs, "k": layer.inner})
+        number = ACTIVATIONS[experts.activation]
+        launch = arguments.activation_launch(layer.pairs, layer.inner, number, experts.alpha, experts.limit)
+        activate = Step(runtime().prepare(problem, device), *launch)
+    if layer.format:
+        operation, gates = ("silu_and_mul_quantize", 2) if swiglu else ("quantize", 1)
+        groups, row = _groups(layer, experts.a2), gates * layer.inner
+        quantize = _quantize_step(operation, layer.format, name, layer.pairs, layer.inner, row, groups, device)
+    return activate, quantize
+
+
 def make_plan(
     x: torch.Tensor, logits: Any, experts: Experts, routing: Routing | None, top_k: int, expert_offset: int
 ) -> Plan:
@@ -199,20 +217,7 @@ def make_plan(
         zeros=words,
         fp16=name == "fp16",
     )
-    swiglu = bool(quantized) and experts.activation == "swiglu"
-    activate, quantize_act = None, None
-    if not swiglu:
-        problem = Problem.of("moe_activation", {"type": name}, {"m": layer.pairs, "k": layer.inner})
-        launch = arguments.activation_launch(
-            layer.pairs, layer.inner, ACTIVATIONS[experts.activation], experts.alpha, experts.limit
-        )
-        activate = Step(runtime().prepare(problem, device), *launch)
-    if quantized:
-        operation, gates = ("silu_and_mul_quantize", 2) if swiglu else ("quantize", 1)
-        groups = _groups(layer, experts.a2)
-        quantize_act = _quantize_step(
-            operation, quantized, name, layer.pairs, layer.inner, gates * layer.inner, groups, device
-        )
+    activate, quantize_act = _activation_steps(layer, experts, name, device)
     ungrouped = quantizing.Groups()
     tokens, hidden = layer.tokens, layer.hidden
     scratch = max(first.launch.workspace, second.launch.workspace)
