@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import moe_emulator
+import numpy as np
 import pytest
 
 import warpsmith as ws
@@ -259,4 +260,7 @@ def test_bad_input_is_refused_before_anything_is_planned(cuda: Any, notes: Notes
         run(cuda, x, logits, layer, ws.Routing("topk_softmax", 9))
     with pytest.raises(InvalidArgumentError, match="expert_offset 2"):
         run(cuda, x, logits, layer, TOP2, expert_offset=2)
+    arrays = ws.Experts(np.zeros((6, 96, H), np.float16), np.zeros((6, H, INNER), np.float16))
+    with pytest.raises(FormatError, match="NumPy arrays"):
+        run(cuda, x.half(), logits, arrays, TOP2)
     assert notes.problems == []

@@ -10,6 +10,7 @@ import torch
 from warpsmith.catalog.formats import LINEAR
 from warpsmith.catalog.fused_moe import ACTIVATIONS, RULES
 from warpsmith.catalog.spec import Problem
+from warpsmith.errors import FormatError
 from warpsmith.ops import cuda, cuda_gemm
 from warpsmith.ops import gemm_args as products
 from warpsmith.ops import moe_args as arguments
@@ -75,9 +76,17 @@ class Plan(NamedTuple):
 
 
 def weights_of(experts: Experts) -> Weights:
-    """Experts as kernels read them, found out once."""
+    """Experts as kernels read them, found out once.
+
+    Raises
+    ------
+    FormatError
+        If they are NumPy arrays.
+    """
     found: Weights | None = experts._lies
     if found is None:
+        if not isinstance(data_of(experts.w13), torch.Tensor):
+            raise FormatError("the experts are NumPy arrays and x is on a GPU; expected the same device")
         parts = [cuda_gemm._aligned(w) for w in (experts.w13, experts.w2)]
         biases = [None if b is None else cuda_gemm._packed(b) for b in (experts.bias13, experts.bias2)]
         scales = [None if a is None else a.contiguous() for a in (experts.a1, experts.a2)]
