@@ -18,6 +18,7 @@ from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.gemm import PAIRS
 from warpsmith.evidence.cases import DTYPES, Case
 from warpsmith.evidence.gemm import GemmCase, gemm_cases
+from warpsmith.evidence.moe_cases import MoeCase, SortCase, all_moe_cases
 from warpsmith.evidence.verify import verify
 from warpsmith.runtime.driver import default_driver
 from warpsmith.settings import Settings
@@ -33,6 +34,11 @@ def gemm() -> list[GemmCase]:
     """Small products of each pair: tails, bias, padding, groups with 0 and 1 rows, counts, splits of K."""
     found = [c for a, b in PAIRS for c in gemm_cases(a, b) if c.kind in ("normal", "not_finite")]
     return [c for c in found if (sum(c.rows) or c.batches * c.m) * c.n * c.k <= MOST_GEMM]
+
+
+def fused_moe() -> list[MoeCase]:
+    """Every case of the module but the longest sort."""
+    return [c for c in all_moe_cases() if not isinstance(c, SortCase) or c.tokens * c.top_k <= 1 << 14]
 
 
 def cases() -> list[Case]:
@@ -88,11 +94,12 @@ def _grouped(case: Case) -> Case:
 def main(arguments: list[str] | None = None) -> int:
     """Run the cases; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--module", choices=("fp4_quantization", "gemm"), default="fp4_quantization")
+    parser.add_argument("--module", choices=("fp4_quantization", "gemm", "fused_moe"), default="fp4_quantization")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=int, default=0)
     given = parser.parse_args(arguments)
-    wanted: list[Case | GemmCase] = [*(gemm() if given.module == "gemm" else cases())]
+    of_module = {"fp4_quantization": cases, "gemm": gemm, "fused_moe": fused_moe}
+    wanted: list[Case | GemmCase | MoeCase] = [*of_module[given.module]()]
     settings = Settings.from_environment()
     outcomes = verify(CATALOG, settings, given.device, default_driver(), seed=given.seed, cases=wanted)
     problems = [f"{outcome.cubin}: {mismatch}" for outcome in outcomes for mismatch in outcome.mismatches]

@@ -97,4 +97,9 @@ PROMISES = (
     *_rows("gemm", ("mxfp8_x_mxfp4",), _SM90, "sm12x_blockscaled_gemm_emulated", _PREPARED),
     *_rows("gemm", ("mxfp8_x_mxfp4",), _except(_EVERYWHERE, (*_SM90, *_SM12X)), None, _PREPARED, _NOT_PREPARED),
     *_unsupported_gemms(),
+    *_rows("moe_route", (NO_FORMAT,), _EVERYWHERE, "moe_route"),
+    *_rows("moe_count", (NO_FORMAT,), _EVERYWHERE, "moe_count"),
+    *_rows("moe_permute", (NO_FORMAT,), _EVERYWHERE, "moe_permute"),
+    *_rows("moe_activation", (NO_FORMAT,), _EVERYWHERE, "moe_activation"),
+    *_rows("moe_combine", (NO_FORMAT,), _EVERYWHERE, "moe_combine"),
 )

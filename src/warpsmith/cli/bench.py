@@ -15,15 +15,18 @@ from warpsmith.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from warpsmith.bench.result import Result, Row
 
-OPERATIONS = ("quantize", "gemm")
+OPERATIONS = ("quantize", "gemm", "moe")
 
 _OPERATION = typer.Argument(metavar="OP", help=f"One of: {', '.join(OPERATIONS)}.")
 _OUT = typer.Option("--out", help="Write the run as JSON into this file.")
 _PLOT = typer.Option("--plot", help="Draw the run into this PNG file (needs matplotlib).")
 _SHAPES = typer.Option(
-    "--shapes", help="Sizes as MxK, of gemm as MxNxK, separated by spaces.", show_default="real models' sizes"
+    "--shapes",
+    help="Sizes, separated by spaces: MxK; of gemm MxNxK; of moe tokens.",
+    show_default="real models' sizes",
 )
 _TUNE = typer.Option("--tune", help="Time every tile of gemm, and write the table that WARPSMITH_TUNING_PATH takes.")
+_MODELS = typer.Option("--models", help="Models whose layers moe measures, separated by spaces.", show_default="all")
 _JSON = typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
 
 
@@ -31,6 +34,7 @@ def bench(
     operation: Annotated[str, _OPERATION],
     shapes: Annotated[str, _SHAPES] = "",
     formats: FormatsOption = "",
+    models: Annotated[str, _MODELS] = "",
     out: Annotated[Path | None, _OUT] = None,
     plot: Annotated[Path | None, _PLOT] = None,
     tune: Annotated[Path | None, _TUNE] = None,
@@ -40,14 +44,20 @@ def bench(
     with command(json) as report:
         if operation not in OPERATIONS:
             raise InvalidArgumentError(f"there is no benchmark of {operation!r}; expected {', '.join(OPERATIONS)}")
-        result = _gemm(shapes, formats, tune) if operation == "gemm" else _quantize(shapes, formats, tune)
+        if tune is not None and operation != "gemm":
+            raise InvalidArgumentError(f"--tune is for gemm; {operation} has no tiles to time")
+        if operation == "gemm":
+            result = _gemm(shapes, formats, tune)
+        else:
+            result = _moe(shapes, formats, models) if operation == "moe" else _quantize(shapes, formats)
         if out is not None:
             out.write_text(result.to_json(), encoding="utf-8")
             say(f"wrote {out}")
         if plot is not None:
-            from warpsmith.bench.plot import draw
+            from warpsmith.bench import moe_plot
+            from warpsmith.bench import plot as bandwidth_plot
 
-            draw(result, plot)
+            (moe_plot if operation == "moe" else bandwidth_plot).draw(result, plot)
             say(f"wrote {plot}")
         report.extra["bench"] = {"device": result.device, "rows": [_row(row) for row in result.rows]}
         report.text = [
@@ -57,12 +67,10 @@ def bench(
         ]
 
 
-def _quantize(shapes: str, formats: str, tune: Path | None) -> Result:
+def _quantize(shapes: str, formats: str) -> Result:
     from warpsmith.bench import quantize
     from warpsmith.catalog.formats import FORMATS, get_format
 
-    if tune is not None:
-        raise InvalidArgumentError("--tune is for gemm; the tiles of quantize are chosen by the passes of a thread")
     chosen = [get_format(name).name for name in words(formats)] or list(FORMATS)
     sizes = [_size(word, 2) for word in words(shapes)] or quantize.SHAPES
     return quantize.run([(m, k) for m, k in sizes], chosen)
@@ -85,6 +93,18 @@ def _gemm(shapes: str, formats: str, tune: Path | None) -> Result:
         tune.write_text(tuning.dump(rules), encoding="utf-8")
         say(f"wrote {tune}: {len(rules)} rules")
     return result
+
+
+def _moe(shapes: str, formats: str, models: str) -> Result:
+    from warpsmith.bench import moe
+    from warpsmith.catalog.formats import get_format
+
+    tokens = words(shapes)
+    for word in tokens:
+        if not word.isdigit() or int(word) < 1:
+            raise InvalidArgumentError(f"cannot read {word!r} as a number of tokens; write 1, 64, 2048")
+    chosen = [name if name == "bf16" else get_format(name).name for name in words(formats)]
+    return moe.run(words(models), [int(word) for word in tokens] or moe.TOKENS, chosen)
 
 
 def _size(word: str, count: int) -> tuple[int, ...]:

@@ -162,14 +162,8 @@ def _run(a: Any, b: Any, index: Any, mode: str, bias: Any, out_dtype: Any, out: 
         scratch = torch.empty(launch.workspace, dtype=torch.uint8, device=data.device)
         words = _counters(device, stream, launch.arrivals, data.device)
         workspace, arrivals = scratch.data_ptr(), words.data_ptr()
-    maps = plan.maps
-    args: tuple[int | float | bytes, ...]
-    if maps is None:
-        args = (*pointers[:2], target, *pointers[2:5], 0, *pointers[5:], workspace, arrivals)
-    else:
-        operands = maps[0].at(pointers[0]), maps[1].at(pointers[1])
-        args = (*operands, *pointers[2:4], target, pointers[4], 0, *pointers[5:], workspace, arrivals)
-    kernel.launch(launch.grid, args + launch.tail, stream)
+    given = (*pointers[:2], target, *pointers[2:])
+    launch_planned(Planned(kernel, launch, plan.maps), given, (workspace, arrivals), stream)
     return made
 
 
@@ -227,8 +221,8 @@ def _make_plan(a: Any, b: Any, index: Any, shape: Shape, bias: Any, dtype: str, 
     size, m = shape.size, shape.size.m
     columns = size.n * arguments.ELEMENT_BYTES[OUT_NAMES[dtype]]
     d_row, d_batch = (columns, m * columns) if out is None else _out_strides(out, columns)
-    left, lies_folded = _operand(a, shape.a, m, size.k, b)
-    right, _ = _operand(b, shape.b, size.n, size.k, b)
+    left, lies_folded = operand_of(a, shape.a, m, size.k, b)
+    right, _ = operand_of(b, shape.b, size.n, size.k, b)
     if size.mode == "dense":
         several_bias = bias is not None and bias.dim() > 1
         if lies_folded and size.batches > 1 and d_batch == m * d_row and not several_bias and len(b.shape) == 2:
@@ -248,39 +242,70 @@ def _make_plan(a: Any, b: Any, index: Any, shape: Shape, bias: Any, dtype: str, 
     torch_dtype: torch.dtype = getattr(torch, dtype)
     if 0 in shape.out:
         return _Plan(None, arguments.Launch((0, 0, 0), (), 0, 0), None, shape.out, torch_dtype, extents)
-    dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
-    fields = {"format": pair(shape.a, shape.b), "mode": size.mode, "layout": layout_of(a, b), "path": DEFAULT_PATH}
-    kernel = runtime().prepare(Problem.of("gemm", fields, dims), device)
     wide = index is not None and index.dtype is torch.int64
-    launch, maps = _launch(kernel, fields, size, left, right, output, wide, device)
-    return _Plan(kernel, launch, maps, shape.out, torch_dtype, extents)
+    planned = plan_launch(size, left, right, output, device, layout=layout_of(a, b), wide=wide)
+    return _Plan(*planned, shape.out, torch_dtype, extents)
 
 
-def _launch(
-    kernel: PreparedKernel,
-    fields: dict[str, str],
+class Planned(NamedTuple):
+    """A product that is not empty, ready for `launch_planned`; `maps` make A's and B's tensor maps if it takes them."""
+
+    kernel: PreparedKernel
+    launch: arguments.Launch | MapLaunch
+    maps: tuple[TensorMaps, TensorMaps] | None
+
+
+def plan_launch(
     size: arguments.Size,
     a: arguments.Operand,
     b: arguments.Operand,
     d: arguments.Output,
-    wide: bool,
     device: int,
-) -> tuple[arguments.Launch | MapLaunch, tuple[TensorMaps, TensorMaps] | None]:
-    """Plan a launch of the kernel that dispatch has chosen, in the way that its parameters ask for."""
+    *,
+    layout: str,
+    wide: bool = False,
+) -> Planned:
+    """Choose the kernel of a product that has been checked, and how it is launched.
+
+    `layout` is how the scales lie (`gemm_checks.layout_of`), `wide` is for int64 offsets.
+    """
+    dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
+    fields = {"format": pair(a.format, b.format), "mode": size.mode, "layout": layout, "path": DEFAULT_PATH}
+    kernel = runtime().prepare(Problem.of("gemm", fields, dims), device)
     row, facts = CATALOG.kernel(kernel.cubin.kernel), _facts(device)
     if row.takes_maps:
         map_tile = tile_of(row, kernel.cubin.variant)
         splits = choose_map_splits(CATALOG, kernel.cubin, fields, size, facts.sm_count)
         mapped = map_launch(map_tile, size, a, b, d, sm_count=facts.sm_count, splits=splits, wide=wide)
         driver = runtime().driver
-        return mapped, (TensorMaps(driver, device, mapped.a), TensorMaps(driver, device, mapped.b))
+        return Planned(kernel, mapped, (TensorMaps(driver, device, mapped.a), TensorMaps(driver, device, mapped.b)))
     tile = sm80_tile(kernel.cubin.variant)
     held = arguments.resident(tile, kernel.shared_memory, default_target(facts.capability).shared_memory)
     splits = arguments.choose_splits(tile, size, facts.sm_count, held)
-    return arguments.sm80_launch(tile, size, a, b, d, splits=splits, wide=wide), None
+    return Planned(kernel, arguments.sm80_launch(tile, size, a, b, d, splits=splits, wide=wide), None)
 
 
-def _operand(x: Any, format: str, rows: int, k: int, b: Any) -> tuple[arguments.Operand, bool]:
+def launch_planned(planned: Planned, pointers: tuple[int, ...], scratch: tuple[int, int], stream: int) -> None:
+    """Launch a planned product.
+
+    Parameters
+    ----------
+    pointers
+        Of a, b, d, a's scales, b's scales, bias, a's global scale, b's global scale, offsets or counts; 0 for none.
+    scratch
+        Pointers to `planned.launch.workspace` bytes, and to `planned.launch.arrivals` words that are 0.
+    """
+    kernel, launch, maps = planned
+    args: tuple[int | float | bytes, ...]
+    if maps is None:
+        args = (*pointers[:6], 0, *pointers[6:], *scratch)
+    else:
+        operands = maps[0].at(pointers[0]), maps[1].at(pointers[1])
+        args = (*operands, *pointers[3:5], pointers[2], pointers[5], 0, *pointers[6:], *scratch)
+    kernel.launch(launch.grid, args + launch.tail, stream)
+
+
+def operand_of(x: Any, format: str, rows: int, k: int, b: Any) -> tuple[arguments.Operand, bool]:
     """How an operand lies in memory, and whether its batches lie like the rows of one matrix."""
     if isinstance(x, QTensor):
         several = x.global_scale is not None and x.global_scale.numel() > 1

@@ -18,7 +18,7 @@ from warpsmith.catalog.gemm import (
 )
 from warpsmith.catalog.spec import pair
 from warpsmith.errors import FormatError, InvalidArgumentError
-from warpsmith.ops.gemm_args import Size
+from warpsmith.ops.gemm_args import Operand, Size
 from warpsmith.ops.qtensor import QTensor, device_of, dtype_name
 
 PLAIN_NAMES = {"bfloat16": "bf16", "float16": "fp16"}
@@ -104,6 +104,12 @@ def layout_of(a: Any, b: Any) -> str:
     if isinstance(b, QTensor) and b.packing:
         return PREPARED_LAYOUT
     tiled = all(x.scale_layout == FORMATS[x.format].layouts[-1] for x in (a, b) if isinstance(x, QTensor))
+    return TILED_LAYOUT if tiled else LINEAR_LAYOUT
+
+
+def layout_of_operands(*planned: Operand) -> str:
+    """The same of operands that are planned before there are tensors of them; none of them is prepared."""
+    tiled = all(x.format in PLAIN_NAMES.values() or x.layout == FORMATS[x.format].layouts[-1] for x in planned)
     return TILED_LAYOUT if tiled else LINEAR_LAYOUT
 
 
