@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Stores of several words to shared memory by 32-bit shared address, a multiple of their size.
+// Stores of two words to shared memory by 32-bit shared address, a multiple of 8; shared_store.cuh has one and four.
 #pragma once
 
 #include "common/types.cuh"
@@ -8,12 +8,6 @@ namespace ws {
 
 WS_DEVICE void store_shared(u32 address, const u32 (&words)[2]) {
   asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(words[0]), "r"(words[1]) : "memory");
-}
-
-WS_DEVICE void store_shared(u32 address, const u32 (&words)[4]) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]),
-               "r"(words[3])
-               : "memory");
 }
 
 }  // namespace ws

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GEMM of 9.0, its variants, and their cubins: from a folder, or compiled now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from warpsmith.arch import Capability, Target
+from warpsmith.catalog.source import source_unit
+from warpsmith.catalog.spec import CubinId, Kernel, Param, Variant
+from warpsmith.compiler.pool import LocalWorkers
+from warpsmith.compiler.unit import Compiled, CompileJob
+
+CAPABILITIES = (Capability(9, 0),)
+FORMATS = {"bf16": "WS_BF16", "fp16": "WS_FP16", "fp8": "WS_FP8_BLOCK"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a block computes; `cluster` blocks, one below the other, share the copies of B."""
+
+    m: int
+    n: int
+    swap: bool = False
+    cluster: int = 1
+    buffers: int = 1
+    band: int = 8
+
+    def macros(self) -> tuple[tuple[str, str], ...]:
+        """The macros that say so."""
+        names = {"m": "TILE_M", "n": "TILE_N"}
+        return tuple((f"WS_{names.get(f.name, f.name.upper())}", str(int(getattr(self, f.name)))) for f in fields(self))
+
+
+TILES = {
+    "t128x256c2": Tile(128, 256, cluster=2),
+    "t128x256": Tile(128, 256),
+    "t128x192c2": Tile(128, 192, cluster=2),
+    "t128x192": Tile(128, 192),
+    "t128x128c2": Tile(128, 128, cluster=2),
+    "t128x128": Tile(128, 128),
+    "t128x128b2": Tile(128, 128, buffers=2),
+    "t128x128c2b2": Tile(128, 128, cluster=2, buffers=2),
+    "t256x128c2": Tile(256, 128, cluster=2),
+    "t256x128": Tile(256, 128),
+    "t64x256": Tile(64, 256),
+    "t64x128": Tile(64, 128),
+    "s64": Tile(64, 128, swap=True),
+    "s32": Tile(32, 128, swap=True),
+    "s16": Tile(16, 128, swap=True),
+    "s8": Tile(8, 128, swap=True),
+}
+FP8_TILES = tuple(name for name in TILES if not name.startswith("t256x128"))
+PLAIN_TILES = tuple(name for name in TILES if "b2" not in name)
+
+
+def _variant(format: str, name: str) -> Variant:
+    macros = (
+        ("WS_A_FORMAT", FORMATS[format]),
+        ("WS_B_FORMAT", FORMATS[format]),
+        ("WS_TILE_K", "128" if format == "fp8" else "64"),
+        *TILES[name].macros(),
+    )
+    return Variant(f"{format}_{name}", macros, (), (), name)
+
+
+_POINTERS = ("a_scales", "b_scales", "d", "bias", "alphas", "a_global_scale", "b_global_scale", "index")
+_STRIDES = ("d_row", "d_batch", "a_scale_batch", "b_scale_batch", "bias_batch")
+GEMM = Kernel(
+    name="sm90_gemm",
+    module="gemm",
+    operation="gemm",
+    source="gemm/sm90_gemm.cuh",
+    entry="ws_sm90_gemm",
+    capabilities=CAPABILITIES,
+    params=(
+        Param("a_map", "tensormap"),
+        Param("b_map", "tensormap"),
+        *(Param(name, "ptr") for name in (*_POINTERS, "workspace", "arrivals")),
+        *(Param(name, "i64") for name in _STRIDES),
+        *(Param(name, "u32") for name in ("m", "n", "k", "batches", "splits")),
+        Param("alpha", "f32"),
+        Param("flags", "u32"),
+    ),
+    variants=tuple(
+        _variant(format, name) for format in FORMATS for name in (FP8_TILES if format == "fp8" else PLAIN_TILES)
+    ),
+    feature="a",
+)
+
+
+def compiled(variant: Variant, target: Target) -> Compiled:
+    """A variant compiled now, with the compiler's log."""
+    with LocalWorkers(1) as workers:
+        unit = source_unit(GEMM, variant)
+        return workers.call(CompileJob.of(CubinId(GEMM.name, variant.name, target), unit, ""))
+
+
+def cubin(variant: Variant, target: Target, folder: Path | None = None) -> bytes:
+    """A variant's cubin: ``KERNEL.VARIANT.TARGET.cubin`` of the folder, if it is there, or compiled and put there."""
+    path = None if folder is None else folder / f"{GEMM.name}.{variant.name}.{target}.cubin"
+    if path is not None and path.is_file():
+        return path.read_bytes()
+    data = compiled(variant, target).cubin
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return data
