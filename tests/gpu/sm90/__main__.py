@@ -10,7 +10,6 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,33 +42,34 @@ def check(variant: str, folder: Path | None, seed: int, budget: float, results: 
     results.put(f"{variant:18s} {count:4d} cases, {failed} failed, worst error / limit {worst:.2f}, {elapsed:.1f} s")
 
 
-def measure(plan: list[tuple[str, str, list[tuple[str, int]]]], folder: Path | None, results: Any) -> None:
+def time_shapes(plan: list[tuple[str, str, list[tuple[str, int]]]], folder: Path | None, results: Any) -> None:
     """Times of (format, shape as text, [(variant, splits)]); puts rows of a table."""
     import torch
 
-    from .timing import Operands, Shape, peer_seconds, variant_seconds
+    from .timing import Operands, Shape, Timer, measure, peer_timer, variant_timer
 
     sms = torch.cuda.get_device_properties(0).multi_processor_count
     for format, text, chosen in plan:
         shape = Shape(*json.loads(text))
         results.put(f"running {format} {shape}")
         operands = Operands(format, shape)
-        row: dict[str, Any] = {"format": format, "shape": str(shape), "flops": shape.flops, "times": {}}
+        row: dict[str, Any] = {"format": format, "shape": str(shape), "flops": shape.flops}
         row["bytes"] = shape.bytes(1 if format == "fp8" else 2)
-        row["peer"] = peer_seconds(operands)
+        timers: dict[str, Timer] = {}
+        if peer := peer_timer(operands):
+            timers["peer"] = peer
         for variant, splits in chosen:
             results.put(f"running {format} {shape} {variant} /{splits}")
-            try:
-                row["times"][f"{variant}/{splits}"] = variant_seconds(variant, operands, splits, folder, sms)
-            except Exception as raised:
-                results.put(f"FAIL {shape} {variant}: {type(raised).__name__} {raised}"[:300])
-                if "CUDA error" in str(raised):
-                    return
-        results.put(row)
+            timers[f"{variant}/{splits}"] = variant_timer(variant, operands, splits, folder, sms)
+        times = measure(timers)
+        results.put(row | {"peer": times.pop("peer", None), "times": times})
 
 
 def guarded(work: Any, args: tuple[Any, ...], limit: float) -> Iterator[Any]:
-    """What a function puts into its last argument, run in a process; killed after `limit` seconds of silence."""
+    """What a function puts into its last argument, run in a process; killed after `limit` seconds of silence.
+
+    None while it has put nothing new.
+    """
     context = mp.get_context("fork")
     queue = context.SimpleQueue()
     process = context.Process(target=work, args=(*args, queue), daemon=True)
@@ -83,7 +83,8 @@ def guarded(work: Any, args: tuple[Any, ...], limit: float) -> Iterator[Any]:
                 process.kill()
                 yield f"HANG or too slow: killed while {last}"
                 break
-            time.sleep(0.01)
+            time.sleep(0.002)
+            yield None
             continue
         item, deadline = queue.get(), time.monotonic() + limit
         if isinstance(item, str) and item.startswith("running "):
@@ -126,18 +127,26 @@ def main() -> int:
         names = [v.name for v in GEMM.variants if re.search(options.only, v.name)]
         print("seed", options.seed)
         lines = []
-        with ThreadPoolExecutor(options.jobs) as pool:
-            work = [(check, (n, options.folder, options.seed, options.budget), 12.0) for n in names]
-            for found in pool.map(lambda x: list(guarded(*x)), work):
-                print(*found, sep="\n", flush=True)
-                lines += found
+        waiting = [guarded(check, (n, options.folder, options.seed, options.budget), 12.0) for n in reversed(names)]
+        active: list[Iterator[Any]] = []
+        while waiting or active:
+            while waiting and len(active) < options.jobs:
+                active.append(waiting.pop())
+            for one in list(active):
+                line = next(one, one)
+                if line is one:
+                    active.remove(one)
+                elif line is not None:
+                    print(line, flush=True)
+                    lines.append(line)
         return int(not lines or any("FAIL" in x or "HANG" in x or "ended" in x for x in lines))
     plan = [(f, json.dumps(s), [tuple(c) for c in chosen]) for f, s, chosen in json.loads(options.plan.read_text())]
     rows: list[dict[str, Any]] = []
     while plan:  # what hangs is left out
         done = 1
-        for item in guarded(measure, (plan, options.folder), 12.0):
-            print(show(item) if isinstance(item, dict) else item, flush=True)
+        for item in guarded(time_shapes, (plan, options.folder), 12.0):
+            if item is not None:
+                print(show(item) if isinstance(item, dict) else item, flush=True)
             if isinstance(item, dict):
                 rows.append(item)
                 done += 1

@@ -25,6 +25,8 @@ class Case:
         Given to the kernel in place of right offsets: nothing but the surroundings of D is checked then.
     rows_b
         fp8: B's scales are 1×128.
+    constant_b
+        Whether the kernel may read B before its predecessor has ended.
     odd
         Rows of D are aligned to 8 bytes alone.
     """
@@ -47,6 +49,7 @@ class Case:
     raw_index: tuple[int, ...] = ()
     odd: bool = False
     cancels: bool = False
+    constant_b: bool = False
 
     def __str__(self) -> str:
         default = Case()
@@ -59,6 +62,7 @@ def cases(format: str, tile_m: int) -> Iterator[Case]:
     fp8 = format == "fp8"
     ks = (128, 256, 384, 1152) if fp8 else (8, 64, 72, 128, 200, 1096)
     out, bias = itertools.cycle(OUTPUTS), itertools.cycle(_BIASES)
+    constant = itertools.cycle((False, True, True, False, False))
     odd, rows, wide = itertools.cycle((False, False, True)), itertools.cycle((False, True)), itertools.cycle((0, 1, 0))
     for case in itertools.chain(_dense(ks, tile_m), _grouped(ks), _masked(ks), _wrong_index(ks)):
         yield replace(
@@ -67,6 +71,7 @@ def cases(format: str, tile_m: int) -> Iterator[Case]:
             bias=case.bias or next(bias),
             odd=next(odd),
             rows_b=fp8 and next(rows),
+            constant_b=next(constant),
             int64=case.int64 or bool(next(wide)),
         )
 
@@ -84,7 +89,7 @@ def _dense(ks: tuple[int, ...], tile_m: int) -> Iterator[Case]:
         yield Case(batches=batches, m=m, n=n, k=k, scaled=True)
     for blocks in (1, 3, 7):
         yield Case(batches=2, m=300, n=520, k=ks[3], blocks=blocks, scaled=True)
-    for splits in (2, 3, 7, 64):
+    for splits in (2, 3, 7, 64, 1 << 8 | 2, 3 << 8 | 3, 99 << 8 | 2):
         yield Case(m=17, n=264, k=1152, splits=splits)
         yield Case(batches=2, m=170, n=136, k=640, blocks=6, scaled=True, splits=splits)
 

@@ -67,10 +67,17 @@ def tensor_map(x: Any, box_rows: int) -> bytes:
 def tiles_of(variant: str, case: Case, rows: int, matrices: int) -> int:
     """Tiles of the problem; grouped, an upper bound."""
     tile = TILES[variant.partition("_")[2]]
-    high, columns = tile.m * tile.cluster, -(-case.n // tile.n)
+    high, wide = (tile.m, tile.n * tile.cluster) if tile.swap else (tile.m * tile.cluster, tile.n)
+    columns = -(-case.n // wide)
     if case.mode == "grouped":
         return (rows // high + matrices) * columns * tile.cluster
     return -(-rows // high) * columns * matrices * tile.cluster
+
+
+def units_of(case: Case, tiles: int) -> int:
+    """What blocks take one after the other: tiles, or parts of them."""
+    whole, parts = case.splits >> 8, max(1, case.splits & 255)
+    return min(whole, tiles) + max(0, tiles - whole) * parts
 
 
 def arguments(
@@ -82,15 +89,15 @@ def arguments(
     factors = more.get("factors", (None, None, None))
     bias, index = more.get("bias"), more.get("index")
     workspace, arrivals = more.get("workspace"), more.get("arrivals")
-    flags = MODES[case.mode] | TYPES[case.out] << 2 | case.int64 << 6 | case.rows_b << 8
+    flags = MODES[case.mode] | TYPES[case.out] << 2 | case.int64 << 6 | case.constant_b << 7 | case.rows_b << 8
     flags |= (TYPES[case.bias] + 1 if case.bias else 0) << 4
     for bit, values in enumerate(factors, 9):
         flags |= (values is not None and values.numel() > 1) << bit
     pointers = (*scales, d, bias, *factors, index, workspace, arrivals)
     strides = (0 if x is None else x.stride(0) * x.element_size() for x in (*scales, bias))
     return (
-        tensor_map(a, tile.m),
-        tensor_map(b, tile.n // tile.cluster),
+        tensor_map(a, tile.m // tile.cluster if tile.swap else tile.m),
+        tensor_map(b, tile.n if tile.swap else tile.n // tile.cluster),
         *(0 if x is None else x.data_ptr() for x in pointers),
         d.stride(1) * size,
         d.stride(0) * size,
@@ -115,13 +122,13 @@ class Launch:
         tile = TILES[variant.partition("_")[2]]
         self.tiles = tiles_of(variant, case, problem.rows, b.data.shape[0])
         self.arrivals = torch.zeros(self.tiles, dtype=torch.int32, device="cuda")
-        words = self.tiles * case.splits * tile.m * tile.n if case.splits > 1 else 4
+        words = self.tiles * (case.splits & 255) * tile.m * tile.n if case.splits > 1 else 4
         self._kept = (torch.full((words,), float("nan"), device="cuda"), problem)
         more = {name: getattr(problem, name) for name in ("factors", "bias", "index", "alpha")}
         more |= {"workspace": self._kept[0], "arrivals": self.arrivals}
         scales = (a.scales, b.scales)
         self.arguments = arguments(variant, case, a.data, b.data, scales, self.raw.view(dtype), more)
-        self.grid = max(1, min(case.blocks, self.tiles * case.splits) // tile.cluster) * tile.cluster
+        self.grid = max(1, min(case.blocks, units_of(case, self.tiles)) // tile.cluster) * tile.cluster
 
     def run(self, kernel: Any) -> Any:
         """Poison D and launch; D with its surroundings, as bits."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .cases import Case
-from .gemm import arguments, load, tiles_of
+from .gemm import arguments, load, tiles_of, units_of
 from .kernels import TILES
 from .problem import DTYPES
 
@@ -83,46 +83,62 @@ class Operands:
         return found | {"a": a, "b": b}
 
 
-def seconds(runs: list[Callable[[], None]], replays: int = 20) -> float:
-    """The median time of one of the runs: a graph of all of them, several times if they are short, replayed."""
-    for run in runs:
-        run()
-    torch.cuda.synchronize()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for run in runs:
-        run()
-    end.record()
-    torch.cuda.synchronize()
-    guess = max(start.elapsed_time(end) * 1e-3, 1e-6)
-    repeats = max(1, min(20, round(400e-6 / guess)))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            for run in runs:
-                run()
-    graph.replay()
-    replays = max(5, min(replays, round(25e-3 / guess / repeats)))
-    times = []
-    for _ in range(replays):
+class Timer:
+    """A graph of runs, several times if they are short, to be replayed."""
+
+    def __init__(self, runs: list[Callable[[], None]]) -> None:
+        for run in runs:
+            run()
+        torch.cuda.synchronize()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        graph.replay()
+        for run in runs:
+            run()
         end.record()
-        times.append((start, end))
-    torch.cuda.synchronize()
-    return statistics.median(s.elapsed_time(e) for s, e in times) * 1e-3 / repeats / len(runs)
+        torch.cuda.synchronize()
+        guess = max(start.elapsed_time(end) * 1e-3, 1e-6)
+        repeats = max(1, min(20, round(400e-6 / guess)))
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            for _ in range(repeats):
+                for run in runs:
+                    run()
+        self._count, self._times = repeats * len(runs), list[Any]()
+        self.replays = max(1, min(4, round(6e-3 / guess / repeats)))
+
+    def replay(self) -> None:
+        """A few more replays, the first of them not timed: it finds the chip as another kernel left it."""
+        self._graph.replay()
+        for _ in range(self.replays):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            self._graph.replay()
+            end.record()
+            self._times.append((start, end))
+
+    def seconds(self) -> float:
+        """The median time of one run."""
+        torch.cuda.synchronize()
+        return statistics.median(s.elapsed_time(e) for s, e in self._times) * 1e-3 / self._count
 
 
-def variant_seconds(variant: str, operands: Operands, splits: int, folder: Path | None, sms: int) -> float:
-    """One launch of a variant."""
+def measure(timers: dict[str, Timer], rounds: int = 7) -> dict[str, float]:
+    """Times of all, taken in turns, so that heat and power are the same for each."""
+    for _ in range(rounds):
+        for timer in timers.values():
+            timer.replay()
+    return {name: timer.seconds() for name, timer in timers.items()}
+
+
+def variant_timer(variant: str, operands: Operands, splits: int, folder: Path | None, sms: int) -> Timer:
+    """Launches of a variant."""
     kernel, shape, tile = load(variant, folder), operands.shape, TILES[variant.partition("_")[2]]
     case = Case(shape.mode, batches=shape.groups, m=shape.m, n=shape.n, k=shape.k, splits=splits)
     tiles = tiles_of(variant, case, shape.m, shape.groups)
-    grid = max(1, min(sms, tiles * splits) // tile.cluster) * tile.cluster
+    grid = max(1, min(sms * tile.blocks, units_of(case, tiles)) // tile.cluster) * tile.cluster
     shared: dict[str, Any] = {"arrivals": torch.zeros(tiles, dtype=torch.int32, device="cuda")}
     if splits > 1:
-        shared["workspace"] = torch.empty(tiles * splits * tile.m * tile.n, device="cuda")
+        shared["workspace"] = torch.empty(tiles * (splits & 255) * tile.m * tile.n, device="cuda")
     launches = []
     for one in operands.sets:
         scales = (one.get("as"), one.get("bs"))
@@ -131,10 +147,10 @@ def variant_seconds(variant: str, operands: Operands, splits: int, folder: Path 
     def run(args: Any) -> Callable[[], None]:
         return lambda: kernel.launch((grid, 1, 1), args, torch.cuda.current_stream().cuda_stream)
 
-    return seconds([run(args) for args in launches])
+    return Timer([run(args) for args in launches])
 
 
-def peer_seconds(operands: Operands) -> float | None:
+def peer_timer(operands: Operands) -> Timer | None:
     """cuBLASLt: `torch.mm`, or for fp8 `torch._scaled_mm` with one scale a tensor; None where there is none."""
     if operands.shape.mode != "dense":
         return None
@@ -148,4 +164,4 @@ def peer_seconds(operands: Operands) -> float | None:
             d = d.view(DTYPES[operands.format])
         return lambda: torch.mm(a, b, out=d)
 
-    return seconds([run(one) for one in operands.sets])
+    return Timer([run(one) for one in operands.sets])

@@ -15,8 +15,23 @@
 #ifndef WS_STAGES
 #define WS_STAGES 12  // at most; as many as fit
 #endif
+#ifndef WS_GROUPS
+#define WS_GROUPS 2
+#endif
+#ifndef WS_BLOCKS
+#define WS_BLOCKS 1
+#endif
 #ifndef WS_BUFFERS
 #define WS_BUFFERS 1
+#endif
+#ifndef WS_PART
+#define WS_PART 0
+#endif
+#ifndef WS_LEAD
+#define WS_LEAD 0
+#endif
+#ifndef WS_TURNS
+#define WS_TURNS 0
 #endif
 #ifndef WS_BAND
 #define WS_BAND 8
@@ -39,18 +54,21 @@ constexpr u32 kRowBytes = 128, kStepBytes = 32;
 constexpr bool kSwap = WS_SWAP;
 static_assert(kTileK == (kType == WgmmaType::e4m3 ? 128 : 64), "a row of a stage is 128 bytes");
 
-// Blocks of a cluster compute tiles one below the other: each has rows of A of its own, and copies its part of the
-// rows of B to all of them.
+// Blocks of a cluster compute tiles one below the other or, swapped, side by side. Each has rows of one operand of its
+// own, and copies its part of the other one's to all of them.
 constexpr u32 kCluster = WS_CLUSTER;
-static_assert(kCluster == 1 || kCluster == 2, "one block or two");
+constexpr u32 kClusterM = kSwap ? kTileM : kCluster * kTileM, kClusterN = kSwap ? kCluster * kTileN : kTileN;
+constexpr u32 kPartA = kSwap ? kTileM / kCluster : kTileM, kPartB = kSwap ? kTileN : kTileN / kCluster;  // rows copied
+static_assert(kPartA % 8 == 0 && kPartB % 8 == 0, "parts start with the swizzle's pattern");
 
 // The left operand of the MMA has 64 rows, the right one 8 to 256. Rows of A are on the left, or, for small M, rows of
 // B (kSwap). Two warpgroups divide the left rows, or, where there are 64, the right ones.
+constexpr u32 kGroups = WS_GROUPS;
 constexpr u32 kLeftRows = kSwap ? kTileN : kTileM, kRightRows = kSwap ? kTileM : kTileN;
-constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : 2, kGroupsRight = 2 / kGroupsLeft;
+constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroups, kGroupsRight = kGroups / kGroupsLeft;
 constexpr u32 kM64 = kLeftRows / kGroupsLeft / 64, kN = kRightRows / kGroupsRight;  // MMA tiles of a warpgroup
 static_assert(kLeftRows % (64 * kGroupsLeft) == 0 && kN % 8 == 0 && kN <= 256, "whole MMA tiles");
-static_assert(!kSwap || (kLeftRows % 128 == 0 && kN <= 64), "swapped tiles are for few rows of A");
+static_assert(!kSwap || kN <= 64, "swapped tiles are for few rows of A");
 static_assert(kSwap || kN % 64 == 0, "parts of D have 64 columns");
 
 using Sums = float[kM64][kN / 2];
@@ -59,17 +77,22 @@ using Sums = float[kM64][kN / 2];
 // They are made of kPartN columns at a time, so that both fit into a thread's registers; with two buffers, the next
 // sums are under way while the last ones are added.
 constexpr bool kPromoted = kType == WgmmaType::e4m3;
-constexpr u32 kPartN = kPromoted && kM64 * kN > 192 ? kN / 2 : kN, kPartsN = kN / kPartN;
-constexpr u32 kBuffers = WS_BUFFERS;
+constexpr u32 kPartN = WS_PART ? WS_PART : kPromoted && kN > 192 ? kN / 2 : kN, kPartsN = kN / kPartN;
+constexpr u32 kBuffers = WS_BUFFERS, kTurn = 4 / kPartsN;  // stages in a turn with two buffers
 static_assert(!kPromoted || kM64 == 1, "one MMA tile a warpgroup");
-static_assert(kBuffers == 1 || (kPromoted && kPartsN == 1 && !kSwap), "whole parts alternate");
+static_assert(kBuffers == 1 || (kPromoted && kPartsN <= 2 && !kSwap), "parts alternate");
 using Part = float[kPartN / 2];
 
 // ---- warpgroups ---------------------------------------------------------------------------------------------------
 
-constexpr u32 kMmaWarps = 8, kMmaThreads = 32 * kMmaWarps, kThreads = kMmaThreads + 128;
+// A block that has a multiprocessor to itself moves registers from a producer's warpgroup, of which one warp works, to
+// the others. Small tiles share the multiprocessor with other blocks, and leave registers as they are.
+constexpr u32 kBlocks = WS_BLOCKS;
+constexpr bool kMovesRegisters = kBlocks == 1;
+constexpr u32 kMmaWarps = 4 * kGroups, kMmaThreads = 32 * kMmaWarps;
+constexpr u32 kThreads = kMmaThreads + (kMovesRegisters ? 128 : 32);
 constexpr u32 kProducerRegisters = 40, kMmaRegisters = 232;
-static_assert(128 * kProducerRegisters + 256 * kMmaRegisters <= 384 * 168, "registers that the block starts with");
+static_assert(!kMovesRegisters || kGroups == 2, "registers that the block starts with: 384 times 168");
 
 // ---- shared memory ------------------------------------------------------------------------------------------------
 
@@ -91,7 +114,7 @@ struct Scales {
 constexpr u32 kPartBytes = 2048 + 256;
 
 struct Shared {
-  static constexpr u32 kLimit = 232448;  // of a block
+  static constexpr u32 kLimit = 233472 / kBlocks - 1024;  // of a block
   static constexpr u32 kTileWords = 8;   // that describe a tile
   static constexpr u32 kFixed = kMmaWarps * kPartBytes + kTileWords * 4 + 32;
   static constexpr u32 kPerStage = kStageBytes + Scales::kBytes + 16 + kTileWords * 4;

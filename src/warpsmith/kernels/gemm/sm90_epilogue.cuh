@@ -16,7 +16,8 @@ namespace ws {
 
 // Leaves a split's sums in the workspace. The block that comes last adds those of all splits in their order, sets the
 // tile's arrivals back to 0 and returns true; the others return false.
-WS_DEVICE bool add_splits(Sums& sums, const Problem& p, const Tile& tile, u32 splits, u32 shared) {
+WS_DEVICE bool add_splits(Sums& sums, const Problem& p, const Tile& tile, u32 shared) {
+  const u32 splits = tile.splits;
   if (splits == 1) return true;
   constexpr u32 quads = kM64 * kN / 8 * kMmaThreads, per_tile = kN / 8;
   const u32 last_word = shared + Shared::kLast;

@@ -10,11 +10,15 @@
 //   WS_TILE_M, WS_TILE_N, WS_TILE_K   tile of D, and K of a stage: 64, fp8_block 128
 //   WS_SWAP                           1: rows of B are the MMA's 64-row operand (small M)
 //   WS_CLUSTER                        blocks, one below the other, that share the copies of B: 1 (default) or 2
+//   WS_GROUPS                         warpgroups that multiply: 1 or 2 (default)
+//   WS_BLOCKS                         blocks that share a multiprocessor; 1 by default
+//   WS_BUFFERS, WS_PART               fp8_block: 2: sums of WS_PART columns are added while the next ones are made
 //   WS_STAGES                         at most; by default as many as fit
 //   WS_BAND                           rows of tiles in a band of the raster; 8 by default
 //
-// With splits of K, `workspace` takes tiles · splits · TILE_M · TILE_N floats and `arrivals` one word a tile, 0 at
-// launch and 0 again after it. Only dense and batched problems are split.
+// `splits` is the parts of K in its low 8 bits and, above them, the number of leading tiles that are not split. With
+// splits of K, `workspace` takes TILE_M · TILE_N floats a part of each split tile and `arrivals` one word a split tile,
+// 0 at launch and 0 again after it. Only dense and batched problems are split.
 #if !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #error "sm90_gemm needs the target sm_90a"
 #endif
@@ -35,7 +39,7 @@
 namespace ws {
 
 WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place& place) {
-  const u32 splits = splits_of(p);
+  start_turns(place);
 #pragma unroll 1
   for (;; slots.advance()) {
     mbarrier_wait(ring.full(), ring.parity);
@@ -48,7 +52,7 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
       add_stages(sums, ring, place, tile.stages);
     }
     const Tile written = load_tile(slots.slot());
-    if (add_splits(sums, p, written, splits, ring.base)) write_d(sums, p, written, place, ring.base);
+    if (add_splits(sums, p, written, ring.base)) write_d(sums, p, written, place, ring.base);
   }
 }
 
@@ -64,7 +68,7 @@ WS_RECORD(ws::Shared::kBytes, ws::kThreads, ws::Shared::kStages, WS_FLAG_WAITS, 
 
 // Strides are in bytes. Any of bias, alphas, the global scales, index, workspace and arrivals may be null where the
 // flags or `splits` do not ask for it.
-extern "C" __global__ void __launch_bounds__(ws::kThreads, 1) WS_CLUSTER_SHAPE
+extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUSTER_SHAPE
     ws_sm90_gemm(const __grid_constant__ ws::TensorMap a_map, const __grid_constant__ ws::TensorMap b_map,
                  const void* a_scales, const void* b_scales, void* d, const void* bias, const float* alphas,
                  const float* a_global_scale, const float* b_global_scale, const void* index, float* workspace,
@@ -95,15 +99,15 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, 1) WS_CLUSTER_SHAPE
   } else {
     __syncthreads();
   }
-  wait_for_predecessor();
   if (warp >= kMmaWarps) {
-    shrink_registers<kProducerRegisters>();
+    if constexpr (kMovesRegisters) shrink_registers<kProducerRegisters>();
     if (warp == kMmaWarps) {
       produce(problem, ring, slots, lane, kCluster > 1 ? cluster_rank() : 0);
       release_successor();
     }
   } else {
-    grow_registers<kMmaRegisters>();
+    if constexpr (kMovesRegisters) grow_registers<kMmaRegisters>();
+    wait_for_predecessor();
     consume(problem, ring, slots, Place{warp / 4, warp % 4, lane});
   }
   // Until here other blocks of the cluster may copy to this one and arrive at its barriers.

@@ -26,32 +26,69 @@ WS_DEVICE float shared_float(u32 address) {
   return float_of(words[0]);
 }
 
-// The MMAs of a stage for a warpgroup's part of kWidth columns. With `keep` = 0 sums begin with them.
-template <u32 kWidth, u32 kTiles>
-WS_DEVICE void multiply_stage(float (&sums)[kTiles][kWidth / 2], const Ring& ring, const Place& place, u32 part,
-                              u32 keep) {
+// ---- order of the warpgroups --------------------------------------------------------------------------------------
+
+// Left alone, the two warpgroups run in step: both multiply, then both add or write. With kTurns they take turns: one
+// starts the MMAs of a stage when those of the other have started (1) or nearly ended (2). With kLead the second
+// begins a tile when the first has started that many stages of it.
+constexpr u32 kTurns = kGroups == 2 ? WS_TURNS : 0, kLead = kGroups == 2 ? WS_LEAD : 0;
+
+WS_DEVICE void arrive_turn(u32 barrier) { asm volatile("barrier.arrive %0, 256;" ::"r"(barrier) : "memory"); }
+WS_DEVICE void await_turn(u32 barrier) { asm volatile("barrier.sync %0, 256;" ::"r"(barrier) : "memory"); }
+
+WS_DEVICE void start_turns(const Place& place) {
+  if (kTurns && place.group == 1) arrive_turn(2);
+}
+WS_DEVICE void take_turn(const Place& place) {
+  if (kTurns) await_turn(2 + place.group);
+}
+WS_DEVICE void pass_turn(const Place& place) {
+  if (kTurns) arrive_turn(3 - place.group);
+}
+
+WS_DEVICE void follow(const Place& place, u32 stages) {
+  if (kLead && place.group == 1 && stages >= Shared::kStages) await_turn(4);
+}
+WS_DEVICE void lead(const Place& place, u32 stages, u32 started) {
+  if (kLead && place.group == 0 && stages >= Shared::kStages && started == kLead) arrive_turn(4);
+}
+
+// ---- one stage ----------------------------------------------------------------------------------------------------
+
+// Starts the MMAs of a stage. With `keep` = 0 sums begin with them.
+WS_DEVICE void multiply_stage(Sums& sums, const Ring& ring, const Place& place, u32 keep) {
   const u64 left = wgmma_operand(ring.left() + place.left() * kRowBytes);
-  const u64 right = wgmma_operand(ring.right() + place.right() * kRowBytes) + part * kWidth * kRowBytes / 16;
+  const u64 right = wgmma_operand(ring.right() + place.right() * kRowBytes);
   wgmma_fence();
 #pragma unroll
   for (u32 step = 0; step < kRowBytes / kStepBytes; ++step) {
 #pragma unroll
-    for (u32 i = 0; i < kTiles; ++i) {
+    for (u32 i = 0; i < kM64; ++i) {
       const u32 rows = i * 64 * kRowBytes, along = step * kStepBytes;
-      Wgmma<kWidth>::template multiply_add<kType>(sums[i], left + (rows + along) / 16, right + along / 16,
-                                                  step == 0 ? keep : 1u);
+      Wgmma<kN>::multiply_add<kType>(sums[i], left + (rows + along) / 16, right + along / 16, step == 0 ? keep : 1u);
     }
   }
+  wgmma_commit();
+}
+
+// The product of a part of kPartN columns over a stage.
+WS_DEVICE void multiply_part(float (&part)[kPartN / 2], const Ring& ring, const Place& place, u32 number) {
+  const u64 left = wgmma_operand(ring.left() + place.left() * kRowBytes);
+  const u64 right = wgmma_operand(ring.right() + place.right() * kRowBytes) + number * kPartN * kRowBytes / 16;
+  wgmma_fence();
+  Wgmma<kPartN>::product_e4m3(part, left, right);
   wgmma_commit();
 }
 
 // One stage's MMAs run while the next one's are started.
 WS_DEVICE void add_stages(Sums& sums, Ring& ring, const Place& place, u32 stages) {
   u32 before = 0;
+  follow(place, stages);
 #pragma unroll 1
   for (u32 i = 0; i < stages; ++i, ring.advance()) {
     mbarrier_wait(ring.full(), ring.parity);
-    multiply_stage<kN>(sums, ring, place, 0, i);
+    multiply_stage(sums, ring, place, i);
+    lead(place, stages, i + 1);
     wgmma_wait<1>();
     if (i != 0) release_stage(before, place.lane);
     before = ring.empty();
@@ -64,53 +101,61 @@ WS_DEVICE void add_stages(Sums& sums, Ring& ring, const Place& place, u32 stages
 
 // ---- fp32 scales --------------------------------------------------------------------------------------------------
 
-// What sums over 128 of K are multiplied by: scales of the rows, and those of 64 columns each or, `by_column`, of each.
-class Promotion {
- public:
+// What sums over 128 of K are multiplied by: scales of a lane's two rows, times those of columns where kColumns share
+// one; those that are `by_column` stay in the stage.
+struct Factors {
+  static constexpr u32 kColumns = kSwap ? kN : kTileN % 128 == 0 && kPartN % 128 == 0 ? 128 : 64;
+  float rows[2][kN / kColumns];
+  u32 scales;  // the stage's
+};
+
+struct Promotion {
+  const bool by_rows;  // scales of B
+  u32 a, b;            // where a lane's first ones lie in a stage's
+  u32 first, boundary;  // the warpgroup's first column, and the first one with the second of 128 x 128 scales
+
   // Scales of A start at a multiple of four rows.
   WS_DEVICE Promotion(const Problem& p, const Tile& tile, const Place& place)
-      : by_rows_(p.flags & kRowScalesB), place_(place), square_left_(128 - tile.column % 128) {
+      : by_rows(p.flags & kRowScalesB), first(place.right()), boundary(128 - tile.column % 128) {
     const u32 g = place.lane / 4, t = place.lane % 4;
     const u32 row = place.left() + place.warp * 16 + g, column = place.right() + 2 * t;
-    a_ = Scales::kA + ((kSwap ? column : row) + tile.row % 4) * 4;
-    b_ = Scales::kB + (kSwap ? row : column) * 4;
+    a = Scales::kA + ((kSwap ? column : row) + tile.row % 4) * 4;
+    b = Scales::kB + (kSwap ? row : column) * 4;
   }
 
-  WS_DEVICE bool by_column() const { return kSwap || by_rows_; }
+  WS_DEVICE bool by_column() const { return kSwap || by_rows; }
 
-  // Reads a stage's; those by column stay where they are.
-  WS_DEVICE void read(const Ring& ring) {
-    scales_ = ring.scales();
-    const bool one = kSwap && !by_rows_;
+  WS_DEVICE Factors read(const Ring& ring) const {
+    Factors f;
+    f.scales = ring.scales();
+    const bool one = kSwap && !by_rows;
 #pragma unroll
-    for (u32 h = 0; h < 2; ++h) left_[h] = shared_float(scales_ + (one ? Scales::kB : (kSwap ? b_ : a_) + h * 32));
-    if constexpr (!kSwap) {
-      if (by_rows_) return;
+    for (u32 h = 0; h < 2; ++h) f.rows[h][0] = shared_float(f.scales + (one ? Scales::kB : (kSwap ? b : a) + h * 32));
+    if (by_column()) return f;
+    const float left[2] = {f.rows[0][0], f.rows[1][0]};
 #pragma unroll
-      for (u32 q = 0; q < kN / 64; ++q) {
-        const u32 column = place_.right() + q * 64;
-        const u32 block = kTileN % 128 == 0 ? column / 128 : column < square_left_ ? 0 : 1;
-        square_[q] = shared_float(scales_ + Scales::kB + block * 4);
-      }
+    for (u32 q = 0; q < kN / Factors::kColumns; ++q) {
+      const u32 column = first + q * Factors::kColumns;
+      const u32 block = kTileN % 128 == 0 ? column / 128 : column < boundary ? 0 : 1;
+      const float square = shared_float(f.scales + Scales::kB + block * 4);
+#pragma unroll
+      for (u32 h = 0; h < 2; ++h) f.rows[h][q] = left[h] * square;
     }
+    return f;
   }
 
   template <u32 kFirst>
-  WS_DEVICE void add_square(Sums& sums, const Part& part) const {
-    constexpr u32 kSquares = kSwap ? 1 : kPartN / 64;
-    float factors[2][kSquares];
-#pragma unroll
-    for (u32 i = 0; i < 2 * kSquares; ++i) factors[i % 2][i / 2] = left_[i % 2] * square_[kFirst / 64 + i / 2];
+  WS_DEVICE void add_square(Sums& sums, const Part& part, const Factors& f) const {
 #pragma unroll
     for (u32 c = 0; c < kPartN / 2; ++c) {
       float& sum = sums[0][kFirst / 2 + c];
-      sum = __fmaf_rn(part[c], factors[c / 2 % 2][c / 32], sum);
+      sum = __fmaf_rn(part[c], f.rows[c / 2 % 2][(kFirst + 2 * c) / Factors::kColumns], sum);
     }
   }
 
   template <u32 kFirst>
-  WS_DEVICE void add_columns(Sums& sums, const Part& part) const {
-    const u32 right = scales_ + (kSwap ? a_ : b_) + kFirst * 4;
+  WS_DEVICE void add_columns(Sums& sums, const Part& part, const Factors& f) const {
+    const u32 right = f.scales + (kSwap ? a : b) + kFirst * 4;
 #pragma unroll
     for (u32 c = 0; c < kPartN / 2; c += 4) {
 #pragma unroll
@@ -119,102 +164,110 @@ class Promotion {
 #pragma unroll
         for (u32 h = 0; h < 2; ++h) {
           float& sum = sums[0][kFirst / 2 + c + 2 * h + e];
-          sum = __fmaf_rn(part[c + 2 * h + e], left_[h] * factor, sum);
+          sum = __fmaf_rn(part[c + 2 * h + e], f.rows[h][0] * factor, sum);
         }
       }
     }
   }
-
- private:
-  bool by_rows_;
-  const Place& place_;
-  u32 a_, b_;        // where a lane's first ones lie in a stage's
-  u32 square_left_;  // columns that still belong to the first of 128 x 128 scales
-  u32 scales_;
-  float left_[2], square_[kSwap ? 1 : kN / 64];
 };
 
 // Parts kFirst / kPartN and on of a stage, one after the other.
 template <u32 kFirst = 0>
-WS_DEVICE void add_parts(Sums& sums, const Promotion& promotion, const Ring& ring, const Place& place) {
+WS_DEVICE void add_parts(Sums& sums, const Promotion& promotion, const Factors& factors, const Ring& ring,
+                         const Place& place) {
   if constexpr (kFirst < kN) {
     constexpr bool last = kFirst + kPartN == kN;
-    float part[1][kPartN / 2];
-    multiply_stage<kPartN>(part, ring, place, kFirst / kPartN, 0);
+    Part part;
+    take_turn(place);
+    multiply_part(part, ring, place, kFirst / kPartN);
+    if (kTurns == 1) pass_turn(place);
     wgmma_wait<0>();
-    hold_sums(part[0]);
+    if (kTurns == 2) pass_turn(place);
+    hold_sums(part);
     if (promotion.by_column()) {
-      promotion.add_columns<kFirst>(sums, part[0]);
+      promotion.add_columns<kFirst>(sums, part, factors);
       __syncwarp();
       if (last) release_stage(ring.empty(), place.lane);
     } else {
       if (last) release_stage(ring.empty(), place.lane);
-      promotion.add_square<kFirst>(sums, part[0]);
+      promotion.add_square<kFirst>(sums, part, factors);
     }
-    add_parts<kFirst + kPartN>(sums, promotion, ring, place);
+    add_parts<kFirst + kPartN>(sums, promotion, factors, ring, place);
   }
 }
 
 // A part whose MMAs may be under way.
 struct Buffer {
-  float part[1][kPartN / 2];
-  Promotion promotion;
+  Part part;
+  Factors factors;
   u32 empty;
 
-  WS_DEVICE void start(Ring& ring, const Place& place) {
-    mbarrier_wait(ring.full(), ring.parity);
-    promotion.read(ring);
+  // `number` is that of the part in its stage; the ring moves on after the last.
+  template <u32 kNumber>
+  WS_DEVICE void start(const Promotion& promotion, Ring& ring, const Place& place) {
+    if (kNumber == 0) mbarrier_wait(ring.full(), ring.parity);
+    factors = promotion.read(ring);
     empty = ring.empty();
-    multiply_stage<kPartN>(part, ring, place, 0, 0);
-    ring.advance();
+    multiply_part(part, ring, place, kNumber);
+    if (kNumber + 1 == kPartsN) ring.advance();
   }
 
   // Its MMAs have ended.
-  WS_DEVICE void add(Sums& sums, const Place& place) {
-    hold_sums(part[0]);
-    release_stage(empty, place.lane);
-    promotion.add_square<0>(sums, part[0]);
+  template <u32 kNumber>
+  WS_DEVICE void add(Sums& sums, const Promotion& promotion, const Place& place) {
+    hold_sums(part);
+    if (kNumber + 1 == kPartsN) release_stage(empty, place.lane);
+    promotion.add_square<kNumber * kPartN>(sums, part, factors);
     hold_sums(sums[0]);
   }
 };
 
-// A stage's sums are added while the next one's MMAs run.
-WS_DEVICE void add_overlapped_stages(Sums& sums, Ring& ring, const Place& place, const Promotion& promotion,
-                                     u32 stages) {
-  Buffer even{{}, promotion, 0}, odd{{}, promotion, 0};
-  even.start(ring, place);
-#pragma unroll 1
-  for (; stages > 2; stages -= 2) {
-    odd.start(ring, place);
+// Parts kNumber and on of a turn.
+template <u32 kNumber>
+WS_DEVICE void add_turn(Sums& sums, Buffer& last, Buffer& next, const Promotion& promotion, Ring& ring,
+                        const Place& place) {
+  if constexpr (kNumber < kTurn * kPartsN) {
+    next.start<kNumber % kPartsN>(promotion, ring, place);
     wgmma_wait<1>();
-    even.add(sums, place);
-    even.start(ring, place);
-    wgmma_wait<1>();
-    odd.add(sums, place);
+    last.add<(kNumber - 1) % kPartsN>(sums, promotion, place);
+    add_turn<kNumber + 1>(sums, next, last, promotion, ring, place);
+  } else {
+    wgmma_wait<0>();
+    last.add<(kNumber - 1) % kPartsN>(sums, promotion, place);
   }
-  if (stages == 2) odd.start(ring, place);
-  wgmma_wait<0>();
-  even.add(sums, place);
-  if (stages == 2) odd.add(sums, place);
+}
+
+// A part's sums are added while the next one's MMAs run. None run from one turn of the loop to the next: the compiler
+// would wait for every MMA. Returns the stages that are left.
+WS_DEVICE u32 add_overlapped_stages(Sums& sums, Ring& ring, const Place& place, const Promotion& promotion,
+                                    u32 stages) {
+  const u32 all = stages;
+#pragma unroll 1
+  for (; stages >= kTurn; stages -= kTurn) {
+    Buffer first, second;
+    first.start<0>(promotion, ring, place);
+    if (stages == all) lead(place, all, kLead);
+    add_turn<1>(sums, first, second, promotion, ring, place);
+  }
+  return stages;
 }
 
 // A warpgroup adds while the other one's MMAs run.
 WS_DEVICE void add_promoted_stages(Sums& sums, Ring& ring, const Place& place, const Problem& p, const Tile& tile) {
-  Promotion promotion(p, tile, place);
-  const u32 stages = tile.stages;
+  const Promotion promotion(p, tile, place);
+  u32 stages = tile.stages;
 #pragma unroll
   for (u32 c = 0; c < kN / 2; ++c) sums[0][c] = 0.0f;
+  follow(place, stages);
+  u32 started = 0;
   if constexpr (kBuffers == 2) {
-    if (!promotion.by_column()) {
-      add_overlapped_stages(sums, ring, place, promotion, stages);
-      return;
-    }
+    if (!promotion.by_column()) stages = add_overlapped_stages(sums, ring, place, promotion, stages);
   }
 #pragma unroll 1
-  for (u32 stage = 0; stage < stages; ++stage, ring.advance()) {
+  for (; stages != 0; --stages, ring.advance()) {
     mbarrier_wait(ring.full(), ring.parity);
-    promotion.read(ring);
-    add_parts(sums, promotion, ring, place);
+    if (kBuffers == 1 || promotion.by_column()) lead(place, tile.stages, ++started);
+    add_parts(sums, promotion, promotion.read(ring), ring, place);
   }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/cluster.cuh"
+#include "common/dependent_launch.cuh"
 #include "common/mbarrier.cuh"
 #include "common/shared_store.cuh"
 #include "common/tma.cuh"
@@ -56,96 +57,124 @@ struct SquareScales {
 };
 
 // Copies of one tile.
-struct TileCopy {
-  const Problem& p;
-  const Tile& tile;
-  u32 lane, rank;
+class TileCopy {
+ public:
+  WS_DEVICE TileCopy(const Problem& p, const Tile& tile, u32 lane, u32 rank)
+      : p_(p),
+        tile_(tile),
+        lane_(lane),
+        rank_(rank),
+        by_rows_(p.flags & kRowScalesB),
+        a_scales_(p.is_grouped() ? p.a_scales : p.a_scales + tile.batch * p.a_scale_batch, tile.row, kTileM, p.m),
+        b_scales_(b_scales(), tile.column, kTileN, p.n),
+        square_(b_scales(), tile.column, p.n, p.k, lane) {}
 
-  // Elements of K tile k into a stage; `more` bytes follow.
-  WS_DEVICE void copy_elements(const Ring& ring, u32 k, u32 more) const {
-    const u32 a = kSwap ? ring.right() : ring.left(), b = kSwap ? ring.left() : ring.right(), full = ring.full();
-    const int x = static_cast<int>(k * kRowBytes), column = static_cast<int>(tile.column);
-    mbarrier_arrive_expect(full, kStageBytes + more);
-    load_tensor(a, *p.a_map, x, static_cast<int>(tile.row), p.is_grouped() ? 0 : static_cast<int>(tile.batch), full);
-    if constexpr (kCluster == 1) {
-      load_tensor(b, *p.b_map, x, column, static_cast<int>(tile.batch), full);
-    } else {
-      constexpr u32 rows = kTileN / kCluster;
-      load_tensor_multicast(b + rank * rows * kRowBytes, *p.b_map, x, column + static_cast<int>(rank * rows),
-                            static_cast<int>(tile.batch), full, (1 << kCluster) - 1);
+  // B of the first stages, all of which are empty; how many.
+  WS_DEVICE u32 begin_with_b(Ring ring) {
+    const u32 stages = min(tile_.stages, Shared::kStages);
+#pragma unroll 1
+    for (u32 i = 0; i < stages; ++i, ring.advance()) copy_b(ring, i);
+    return stages;
+  }
+
+  // All stages; of the first `begun`, B is on its way. The description of the tile is there before its first stage is
+  // full.
+  WS_DEVICE void copy(Ring& ring, const TileRing& slots, u32 begun) {
+#pragma unroll 1
+    for (u32 i = 0; i < tile_.stages; ++i, ring.advance()) {
+      mbarrier_wait(ring.empty(), ring.parity ^ 1);
+      if (i == 0 && lane_ == 0) save_tile(slots.slot(), tile_);
+      if (i >= begun) copy_b(ring, i);
+      if (lane_ == 0) copy_a(ring, i);
     }
   }
 
-  // The description of the tile is there before its first stage is full.
-  WS_DEVICE void begin_stage(const Ring& ring, const TileRing& slots, bool first) const {
-    mbarrier_wait(ring.empty(), ring.parity ^ 1);
-    if (first && lane == 0) save_tile(slots.slot(), tile);
-  }
+ private:
+  WS_DEVICE const u8* b_scales() const { return p_.b_scales + tile_.batch * p_.b_scale_batch; }
 
-  WS_DEVICE void plain(Ring& ring, const TileRing& slots) const {
-#pragma unroll 1
-    for (u32 i = 0; i < tile.stages; ++i, ring.advance()) {
-      begin_stage(ring, slots, i == 0);
-      if (lane == 0) copy_elements(ring, tile.first_stage + i, 0);
-    }
-  }
-
-  WS_DEVICE void with_scales(Ring& ring, const TileRing& slots) const {
-    const bool by_rows = p.flags & kRowScalesB;
-    const u8* const a_scales = p.is_grouped() ? p.a_scales : p.a_scales + tile.batch * p.a_scale_batch;
-    const u8* const b_scales = p.b_scales + tile.batch * p.b_scale_batch;
-    const RowScaleCopy a(a_scales, tile.row, kTileM, p.m);
-    const RowScaleCopy b(b_scales, tile.column, kTileN, p.n);
-    SquareScales square(b_scales, tile.column, p.n, p.k, lane);
-#pragma unroll 1
-    for (u32 i = 0; i < tile.stages; ++i, ring.advance()) {
-      const u32 k = tile.first_stage + i, scales = ring.scales(), full = ring.full();
-      if (!by_rows) square.look(k, i == 0);
-      begin_stage(ring, slots, i == 0);
-      if (!by_rows) {
+  // Announces all of the stage's bytes.
+  WS_DEVICE void copy_b(const Ring& ring, u32 i) {
+    const u32 k = tile_.first_stage + i, full = ring.full(), scales = ring.scales() + Scales::kB;
+    u32 bytes = kStageBytes;
+    if constexpr (kPromoted) {
+      bytes += a_scales_.bytes + (by_rows_ ? b_scales_.bytes : 0);
+      if (!by_rows_) {
+        square_.look(k, i == 0);
 #pragma unroll
         for (u32 j = 0; j < Scales::kSquares; ++j) {
-          const float factor = square.at(j, k);
-          if (lane == 0) store_shared(scales + Scales::kB + j * 4, bits_of(factor));
+          const float factor = square_.at(j, k);
+          if (lane_ == 0) store_shared(scales + j * 4, bits_of(factor));
         }
       }
-      if (lane != 0) continue;
-      copy_elements(ring, k, a.bytes + (by_rows ? b.bytes : 0));
-      a.copy(scales + Scales::kA, k, full);
-      if (by_rows) b.copy(scales + Scales::kB, k, full);
+    }
+    if (lane_ != 0) return;
+    mbarrier_arrive_expect(full, bytes);
+    copy_rows<!kSwap, kPartB>(kSwap ? ring.left() : ring.right(), *p_.b_map, k, tile_.column, tile_.batch, full);
+    if (kPromoted && by_rows_) b_scales_.copy(scales, k, full);
+  }
+
+  // Rows of an operand that a cluster shares, a part from each block, or of the block's own.
+  template <bool kShared, u32 kRows>
+  WS_DEVICE void copy_rows(u32 to, const TensorMap& map, u32 k, u32 row, u32 batch, u32 full) const {
+    const int x = static_cast<int>(k * kRowBytes), y = static_cast<int>(row), z = static_cast<int>(batch);
+    if constexpr (kShared && kCluster > 1) {
+      const u32 first = rank_ * kRows;
+      load_tensor_multicast(to + first * kRowBytes, map, x, y + static_cast<int>(first), z, full, (1 << kCluster) - 1);
+    } else {
+      load_tensor(to, map, x, y, z, full);
     }
   }
+
+  WS_DEVICE void copy_a(const Ring& ring, u32 i) const {
+    const u32 k = tile_.first_stage + i, full = ring.full();
+    const u32 to = kSwap ? ring.right() : ring.left();
+    copy_rows<kSwap, kPartA>(to, *p_.a_map, k, tile_.row, p_.is_grouped() ? 0 : tile_.batch, full);
+    if constexpr (kPromoted) a_scales_.copy(ring.scales() + Scales::kA, k, full);
+  }
+
+  const Problem& p_;
+  const Tile& tile_;
+  u32 lane_, rank_;
+  bool by_rows_;
+  RowScaleCopy a_scales_, b_scales_;
+  SquareScales square_;
 };
 
-// What of K a tile's split has, in stages.
-WS_DEVICE void divide_k(const Problem& p, u32 splits, Tile& tile) {
+// What of which tile a unit of work is: the first tiles are whole, of the others consecutive units take the parts of K.
+// Returns the tile's number.
+WS_DEVICE u32 divide(const Problem& p, u32 unit, u32 rank, Tile& tile) {
   const u32 all = div_up(p.k, kTileK);
-  tile.first_stage = all * tile.split / splits;
-  tile.stages = all * (tile.split + 1) / splits - tile.first_stage;
+  const u32 parts = p.kind() == kDense ? max(1u, min(p.splits & 255, all)) : 1;
+  const u32 whole = p.kind() == kDense ? p.splits >> 8 : 0;
+  const bool split = parts > 1 && unit >= whole;
+  tile.splits = split ? parts : 1;
+  tile.split = split ? (unit - whole) % parts : 0;
+  tile.first_stage = all * tile.split / tile.splits;
+  tile.stages = all * (tile.split + 1) / tile.splits - tile.first_stage;
+  const u32 among = split ? (unit - whole) / parts : 0;
+  tile.index = among * kCluster + rank;
+  return split ? whole + among : unit;
 }
 
-// Consecutive blocks (or clusters) take the splits of a tile.
-WS_DEVICE u32 splits_of(const Problem& p) {
-  return p.kind() == kDense ? max(1u, min(p.splits, div_up(p.k, kTileK))) : 1;
-}
-
+// The predecessor may still be running. If it does not write B, copies of B do not wait for it.
 WS_DEVICE void produce(const Problem& p, Ring ring, TileRing slots, u32 lane, u32 rank) {
-  const u32 splits = splits_of(p);
+  bool waits = true;
+  const bool ahead = p.flags & kConstantB && p.kind() == kDense;
+  if (!ahead) wait_for_predecessor();
   TileFinder finder(p, lane, rank);
   Tile tile;
 #pragma unroll 1
-  for (u32 index = blockIdx.x / kCluster;; index += gridDim.x / kCluster, slots.advance()) {
-    const u32 number = index / splits;
-    tile.split = index % splits;
-    tile.index = number * kCluster + rank;
+  for (u32 unit = blockIdx.x / kCluster;; unit += gridDim.x / kCluster, slots.advance()) {
+    const u32 number = divide(p, unit, rank, tile);
     if (!finder.find(p, number, tile)) break;
-    divide_k(p, splits, tile);
-    const TileCopy copy{p, tile, lane, rank};
-    if constexpr (kPromoted) {
-      copy.with_scales(ring, slots);
-    } else {
-      copy.plain(ring, slots);
+    TileCopy copy(p, tile, lane, rank);
+    u32 begun = 0;
+    if (ahead && waits) {
+      begun = copy.begin_with_b(ring);
+      wait_for_predecessor();
+      waits = false;
     }
+    copy.copy(ring, slots, begun);
   }
   mbarrier_wait(ring.empty(), ring.parity ^ 1);
   if (lane != 0) return;

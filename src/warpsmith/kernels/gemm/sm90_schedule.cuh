@@ -20,6 +20,7 @@ enum : u32 {
   kBiasShift = 4,  // 0: no bias
   kTypeMask = 3,
   kIndex64 = 1 << 6,        // index is i64, not i32
+  kConstantB = 1 << 7,      // the kernel before this one in the stream writes neither B nor its scales
   kRowScalesB = 1 << 8,     // fp8_block: B's scales are 1 x 128, m_major, not 128 x 128
   kAlphaPerBatch = 1 << 9,  // one value for each batch or group, not one
   kGlobalAPerBatch = 1 << 10,
@@ -48,23 +49,23 @@ struct Problem {
 struct Tile {
   u32 stages;     // of K; 0: there are no more tiles
   u32 batch;      // or group
-  u32 row, rows;  // first row, in its batch or, grouped, of all; rows of D, 0 in a cluster's last tile maybe
+  u32 row, rows;  // first row, in its batch or, grouped, of all; rows of D, which a cluster's last tile may lack
   u32 column;
-  u32 index;      // of the tile, and the part of K: for the sums of splits
-  u32 split;
+  u32 index;      // among the split tiles, and the part of K
+  u32 split, splits;
   u32 first_stage;  // of K; the producer's alone
 };
 
 WS_DEVICE void save_tile(u32 to, const Tile& tile) {
   store_shared(to, {tile.stages, tile.batch, tile.row, tile.rows});
-  store_shared(to + 16, {tile.column, tile.index, tile.split, 0});
+  store_shared(to + 16, {tile.column, tile.index, tile.split, tile.splits});
 }
 
 WS_DEVICE Tile load_tile(u32 from) {
   u32 low[4], high[4];
   load_shared(from, low);
   load_shared(from + 16, high);
-  return {low[0], low[1], low[2], low[3], high[0], high[1], high[2], 0};
+  return {low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3], 0};
 }
 
 struct Rows {
@@ -86,13 +87,13 @@ WS_DEVICE Rows rows_of(const Problem& p, u32 batch) {
   return {value, end > value ? end - value : 0};
 }
 
-// Finds tiles (of a cluster: one below the other) by their number, which may only rise. A warp looks at a window of batches (or groups) at a time, each
+// Finds tiles (of a cluster together) by their number, which may only rise. A warp looks at a window of batches (or groups) at a time, each
 // lane at kPerLane of them, and keeps the window while it serves.
 class TileFinder {
  public:
   // Before the first window.
   WS_DEVICE TileFinder(const Problem& p, u32 lane, u32 rank)
-      : lane_(lane), rank_(rank), columns_(div_up(p.n, kTileN)), base_(0u - kWindow), rows_{}, before_(0), through_(0) {}
+      : lane_(lane), rank_(rank), columns_(div_up(p.n, kClusterN)), base_(0u - kWindow), rows_{}, before_(0), through_(0) {}
 
   // Every lane gets the tile; false where there are no more.
   WS_DEVICE bool find(const Problem& p, u32 index, Tile& tile) {
@@ -125,7 +126,7 @@ class TileFinder {
 
  private:
   static constexpr u32 kPerLane = 4, kWindow = 32 * kPerLane;
-  static constexpr u32 kBand = WS_BAND, kClusterM = kCluster * kTileM;
+  static constexpr u32 kBand = WS_BAND;
 
   WS_DEVICE u32 tiles(u32 rows) const { return div_up(rows, kClusterM) * columns_; }
 
@@ -152,10 +153,10 @@ class TileFinder {
   WS_DEVICE void place(const Rows& rows, u32 in_matrix, Tile& tile) const {
     const u32 band = in_matrix / (kBand * columns_), in_band = in_matrix % (kBand * columns_);
     const u32 height = min(kBand, div_up(rows.count, kClusterM) - band * kBand);
-    const u32 row = (band * kBand + in_band % height) * kClusterM + rank_ * kTileM;
+    const u32 row = (band * kBand + in_band % height) * kClusterM + (kSwap ? 0 : rank_ * kTileM);
     tile.row = rows.first + row;
     tile.rows = rows.count > row ? min(kTileM, rows.count - row) : 0;
-    tile.column = in_band / height * kTileN;
+    tile.column = in_band / height * kClusterN + (kSwap ? rank_ * kTileN : 0);
   }
 
   u32 lane_, rank_, columns_, base_;
