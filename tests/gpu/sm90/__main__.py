@@ -60,7 +60,9 @@ def time_shapes(plan: list[tuple[str, str, list[tuple[str, int]]]], folder: Path
             timers["peer"] = peer
         for variant, splits in chosen:
             results.put(f"running {format} {shape} {variant} /{splits}")
-            timers[f"{variant}/{splits}"] = variant_timer(variant, operands, splits, folder, sms)
+            name, _, constant_b = variant.partition("+")
+            timer = variant_timer(name, operands, splits, bool(constant_b), folder, sms)
+            timers[f"{variant}/{splits}"] = timer
         times = measure(timers)
         results.put(row | {"peer": times.pop("peer", None), "times": times})
 

@@ -67,7 +67,7 @@ def tensor_map(x: Any, box_rows: int) -> bytes:
 def tiles_of(variant: str, case: Case, rows: int, matrices: int) -> int:
     """Tiles of the problem; grouped, an upper bound."""
     tile = TILES[variant.partition("_")[2]]
-    high, wide = (tile.m, tile.n * tile.cluster) if tile.swap else (tile.m * tile.cluster, tile.n)
+    high, wide = (tile.m * tile.cluster, tile.n) if tile.shares_b else (tile.m, tile.n * tile.cluster)
     columns = -(-case.n // wide)
     if case.mode == "grouped":
         return (rows // high + matrices) * columns * tile.cluster
@@ -96,8 +96,8 @@ def arguments(
     pointers = (*scales, d, bias, *factors, index, workspace, arrivals)
     strides = (0 if x is None else x.stride(0) * x.element_size() for x in (*scales, bias))
     return (
-        tensor_map(a, tile.m // tile.cluster if tile.swap else tile.m),
-        tensor_map(b, tile.n if tile.swap else tile.n // tile.cluster),
+        tensor_map(a, tile.m if tile.shares_b else tile.m // tile.cluster),
+        tensor_map(b, tile.n // tile.cluster if tile.shares_b else tile.n),
         *(0 if x is None else x.data_ptr() for x in pointers),
         d.stride(1) * size,
         d.stride(0) * size,
@@ -152,7 +152,8 @@ def problems(variant: str, case: Case, folder: Path | None, seed: int) -> tuple[
     inside = raw[:, : problem.rows, : case.n]
     if (inside[~problem.valid] != launch.poison).any():
         found.append("wrote rows that are not to be written")
-    launch.grid = max(1, launch.grid // 4) * 2 if launch.grid > 2 else launch.grid
+    cluster = TILES[variant.partition("_")[2]].cluster
+    launch.grid = max(1, launch.grid // 2 // cluster) * cluster
     if not torch.equal(raw, launch.run(kernel)):
         found.append("half as many blocks give other bits")
     got = inside[problem.valid].contiguous().view(DTYPES[case.out]).double()

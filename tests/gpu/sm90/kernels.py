@@ -24,6 +24,7 @@ class Tile:
     n: int
     swap: bool = False
     cluster: int = 1
+    share_b: bool | None = None
     buffers: int = 1
     part: int = 0
     groups: int = 2
@@ -31,11 +32,19 @@ class Tile:
     band: int = 8
     lead: int = 0
     turns: int = 0
+    exp: int = 0
+    turn: int = 4
 
     def macros(self) -> tuple[tuple[str, str], ...]:
         """The macros that say so."""
         names = {"m": "TILE_M", "n": "TILE_N"}
-        return tuple((f"WS_{names.get(f.name, f.name.upper())}", str(int(getattr(self, f.name)))) for f in fields(self))
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"share_b": self.shares_b}
+        return tuple((f"WS_{names.get(name, name.upper())}", str(int(value))) for name, value in values.items())
+
+    @property
+    def shares_b(self) -> bool:
+        """Whether blocks of a cluster share rows of B."""
+        return not self.swap if self.share_b is None else self.share_b
 
 
 TILES = {
@@ -46,6 +55,10 @@ TILES = {
     "t128x256c2l2": Tile(128, 256, cluster=2, lead=2),
     "t128x256l1": Tile(128, 256, lead=1, band=16),
     "t128x256l2": Tile(128, 256, lead=2, band=16),
+    "t128x256t1": Tile(128, 256, turns=1),
+    "t128x256t2": Tile(128, 256, turns=2),
+    "t128x256c2t1": Tile(128, 256, cluster=2, turns=1),
+    "t128x256c2t2": Tile(128, 256, cluster=2, turns=2),
     "t128x192c2": Tile(128, 192, cluster=2),
     "t128x192": Tile(128, 192),
     "t128x192l1": Tile(128, 192, lead=1),
@@ -59,6 +72,10 @@ TILES = {
     "t128x128t1": Tile(128, 128, turns=1),
     "t128x128b2": Tile(128, 128, buffers=2),
     "t128x128b2l1": Tile(128, 128, buffers=2, lead=1),
+    "t128x128b2T8": Tile(128, 128, buffers=2, turn=8),
+    "t128x128e1": Tile(128, 128, exp=1),
+    "t128x128e2": Tile(128, 128, exp=2),
+    "t128x128e3": Tile(128, 128, exp=3),
     "t128x128c2b2": Tile(128, 128, cluster=2, buffers=2),
     "t256x128c2": Tile(256, 128, cluster=2),
     "t256x128": Tile(256, 128),
@@ -73,8 +90,11 @@ TILES = {
     "u64": Tile(64, 64, swap=True, groups=1, blocks=2),
     "u64c2": Tile(64, 64, swap=True, groups=1, blocks=2, cluster=2),
     "u64c4": Tile(64, 64, swap=True, groups=1, blocks=2, cluster=4),
-    "u128": Tile(64, 128, swap=True, groups=1, blocks=2),
     "s64c2": Tile(64, 128, swap=True, cluster=2),
+    "u32m2": Tile(32, 64, swap=True, groups=1, blocks=2, cluster=2, share_b=True),
+    "u16m4": Tile(16, 64, swap=True, groups=1, blocks=2, cluster=4, share_b=True),
+    "t64x32": Tile(64, 32, groups=1, blocks=2),
+    "w32m2": Tile(32, 128, swap=True, cluster=2, share_b=True),
     "u32": Tile(32, 64, swap=True, groups=1, blocks=2),
     "u16": Tile(16, 64, swap=True, groups=1, blocks=2),
     "u8": Tile(8, 64, swap=True, groups=1, blocks=2),
@@ -84,7 +104,7 @@ TILES = {
 }
 _FP8_ONLY = ("b2", "t1", "t2")
 FP8_TILES = tuple(
-    name for name in TILES if not name.startswith(("t256x128", "v64", "t128x256l", "t128x256c2l", "t128x256w"))
+    name for name in TILES if not name.startswith(("t256x128", "v64", "t128x256w"))
 )
 PLAIN_TILES = tuple(
     name

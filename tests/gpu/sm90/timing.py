@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,13 @@ def measure(timers: dict[str, Timer], rounds: int = 7) -> dict[str, float]:
     return {name: timer.seconds() for name, timer in timers.items()}
 
 
-def variant_timer(variant: str, operands: Operands, splits: int, folder: Path | None, sms: int) -> Timer:
+def variant_timer(
+    variant: str, operands: Operands, splits: int, constant_b: bool, folder: Path | None, sms: int
+) -> Timer:
     """Launches of a variant."""
     kernel, shape, tile = load(variant, folder), operands.shape, TILES[variant.partition("_")[2]]
     case = Case(shape.mode, batches=shape.groups, m=shape.m, n=shape.n, k=shape.k, splits=splits)
+    case = replace(case, constant_b=constant_b)
     tiles = tiles_of(variant, case, shape.m, shape.groups)
     grid = max(1, min(sms * tile.blocks, units_of(case, tiles)) // tile.cluster) * tile.cluster
     shared: dict[str, Any] = {"arrivals": torch.zeros(tiles, dtype=torch.int32, device="cuda")}

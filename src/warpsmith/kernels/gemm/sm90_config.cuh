@@ -12,6 +12,9 @@
 #ifndef WS_CLUSTER
 #define WS_CLUSTER 1
 #endif
+#ifndef WS_SHARE_B
+#define WS_SHARE_B !WS_SWAP
+#endif
 #ifndef WS_STAGES
 #define WS_STAGES 12  // at most; as many as fit
 #endif
@@ -54,11 +57,12 @@ constexpr u32 kRowBytes = 128, kStepBytes = 32;
 constexpr bool kSwap = WS_SWAP;
 static_assert(kTileK == (kType == WgmmaType::e4m3 ? 128 : 64), "a row of a stage is 128 bytes");
 
-// Blocks of a cluster compute tiles one below the other or, swapped, side by side. Each has rows of one operand of its
-// own, and copies its part of the other one's to all of them.
+// Blocks of a cluster share rows of one operand, of which each copies its part to all of them, and have rows of the
+// other of their own: they compute tiles one below the other (kShareB) or side by side.
 constexpr u32 kCluster = WS_CLUSTER;
-constexpr u32 kClusterM = kSwap ? kTileM : kCluster * kTileM, kClusterN = kSwap ? kCluster * kTileN : kTileN;
-constexpr u32 kPartA = kSwap ? kTileM / kCluster : kTileM, kPartB = kSwap ? kTileN : kTileN / kCluster;  // rows copied
+constexpr bool kShareB = WS_SHARE_B;
+constexpr u32 kClusterM = kShareB ? kCluster * kTileM : kTileM, kClusterN = kShareB ? kTileN : kCluster * kTileN;
+constexpr u32 kPartA = kShareB ? kTileM : kTileM / kCluster, kPartB = kShareB ? kTileN / kCluster : kTileN;  // copied
 static_assert(kPartA % 8 == 0 && kPartB % 8 == 0, "parts start with the swizzle's pattern");
 
 // The left operand of the MMA has 64 rows, the right one 8 to 256. Rows of A are on the left, or, for small M, rows of
@@ -69,7 +73,7 @@ constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroups, kGroupsRight = kGroup
 constexpr u32 kM64 = kLeftRows / kGroupsLeft / 64, kN = kRightRows / kGroupsRight;  // MMA tiles of a warpgroup
 static_assert(kLeftRows % (64 * kGroupsLeft) == 0 && kN % 8 == 0 && kN <= 256, "whole MMA tiles");
 static_assert(!kSwap || kN <= 64, "swapped tiles are for few rows of A");
-static_assert(kSwap || kN % 64 == 0, "parts of D have 64 columns");
+static_assert(kSwap || kN % 64 == 0 || kN == 32, "parts of D have 64 columns or 32");
 
 using Sums = float[kM64][kN / 2];
 
@@ -78,7 +82,7 @@ using Sums = float[kM64][kN / 2];
 // sums are under way while the last ones are added.
 constexpr bool kPromoted = kType == WgmmaType::e4m3;
 constexpr u32 kPartN = WS_PART ? WS_PART : kPromoted && kN > 192 ? kN / 2 : kN, kPartsN = kN / kPartN;
-constexpr u32 kBuffers = WS_BUFFERS, kTurn = 4 / kPartsN;  // stages in a turn with two buffers
+constexpr u32 kBuffers = WS_BUFFERS, kTurn = WS_TURN / kPartsN;  // stages in a turn with two buffers
 static_assert(!kPromoted || kM64 == 1, "one MMA tile a warpgroup");
 static_assert(kBuffers == 1 || (kPromoted && kPartsN <= 2 && !kSwap), "parts alternate");
 using Part = float[kPartN / 2];
@@ -107,7 +111,7 @@ struct Scales {
   static constexpr u32 kB = (kTileM + 4) * 4;
   static constexpr u32 kSquares = div_up(kTileN, 128);
   static constexpr u32 kBytes = kPromoted ? kB + (kTileN + 4) * 4 : 0;
-  static_assert(kTileN % 64 == 0, "a warpgroup's columns share scales by 64");
+  static_assert(kTileN % 64 == 0 || 128 % kTileN == 0, "64 columns share a scale, or all of the tile");
 };
 
 // Each warp writes D by parts of 2 KB, which pass through shared memory of its own; then come 64 values of bias.

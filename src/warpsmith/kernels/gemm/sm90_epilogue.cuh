@@ -4,6 +4,7 @@
 #pragma once
 
 #include "common/convert.cuh"
+#include "common/ptx.cuh"
 #include "common/shared_load.cuh"
 #include "common/shared_store.cuh"
 #include "common/shared_store_vector.cuh"
@@ -21,8 +22,8 @@ WS_DEVICE bool add_splits(Sums& sums, const Problem& p, const Tile& tile, u32 sh
   if (splits == 1) return true;
   constexpr u32 quads = kM64 * kN / 8 * kMmaThreads, per_tile = kN / 8;
   const u32 last_word = shared + Shared::kLast;
-  float4* const all =
-      reinterpret_cast<float4*>(p.workspace) + static_cast<i64>(tile.index) * splits * quads + threadIdx.x;
+  float4* all = reinterpret_cast<float4*>(p.workspace) + static_cast<i64>(tile.index) * splits * quads + threadIdx.x;
+  if constexpr (!kPromoted) all = opaque_global(all);  // of the two forms the one without spills
 #pragma unroll
   for (u32 i = 0; i < kM64 * per_tile; ++i) {
     const float* const s = &sums[i / per_tile][i % per_tile * 4];
@@ -103,24 +104,27 @@ struct Bias {
   }
 };
 
-// Where a warp's rows of D go.
+// 16 bytes to global memory, unless `wanted` is 0; `to` is a multiple of 16 or, not `aligned`, of 8.
+WS_DEVICE void store_if(u32 wanted, bool aligned, u8* to, const u32 (&v)[4]) {
+  if (aligned) {
+    asm volatile("{.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t@p st.global.v4.u32 [%0], {%1, %2, %3, %4};}" ::"l"(to),
+                 "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]), "r"(wanted)
+                 : "memory");
+  } else {
+    asm volatile(
+        "{.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t@p st.global.v2.u32 [%0], {%1, %2};\n\t"
+        "@p st.global.v2.u32 [%0+8], {%3, %4};}" ::"l"(to),
+        "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]), "r"(wanted)
+        : "memory");
+  }
+}
+
+// Where rows of D go.
 struct Output {
   u8* d;      // of the tile's first row, column 0
   i64 row;    // bytes
   u32 rows, n;
   bool bf16, aligned;  // stores of 16 bytes
-
-  // 16 bytes of row `row_` of the tile from byte `at` of `all` bytes on.
-  WS_DEVICE void store(u32 row_, u32 at, u32 all, const u32 (&v)[4]) const {
-    if (row_ >= rows || at >= all) return;
-    u8* const to = d + row_ * row + at;
-    if (aligned) {
-      store_vector(to, v[0], v[1], v[2], v[3]);
-    } else {
-      *reinterpret_cast<uint2*>(to) = {v[0], v[1]};
-      *reinterpret_cast<uint2*>(to + 8) = {v[2], v[3]};
-    }
-  }
 
   WS_DEVICE u32 pack(float low, float high) const { return bf16 ? pack_bf16x2(low, high) : pack_f16x2(low, high); }
 };
@@ -129,8 +133,11 @@ struct Output {
 template <bool kFloats>
 WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 part,
                           u32 first_row, u32 first_column, u32 lane) {
-  constexpr u32 bytes = kFloats ? 4 : 2, columns = 128 / bytes;
+  constexpr u32 bytes = kFloats ? 4 : 2, columns = kN < 128 / bytes ? kN : 128 / bytes, chunks = columns * bytes / 16;
   const u32 g = lane / 4, t = lane % 4, addends = part + 16 * 128;
+  constexpr u32 kStores = chunks / 2, kStep = 16 / kStores;  // of a lane, and the rows between them
+  const u32 chunk_row = lane / chunks, chunk = lane % chunks;
+  u8* const to = out.d + (first_row + chunk_row) * out.row + static_cast<i64>(first_column) * bytes + chunk * 16;
 #pragma unroll
   for (u32 start = 0; start < kN; start += columns) {
     if (start % 64 == 0) bias.stage(addends, first_column + start, lane);
@@ -155,12 +162,20 @@ WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const 
       }
     }
     __syncwarp();
+    const bool in_d = (first_column + start) * bytes + chunk * 16 < out.n * bytes;
 #pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-      const u32 row = lane / 8 + 4 * i, chunk = lane % 8;
-      u32 v[4];
-      load_shared(part + row * 128 + (chunk ^ (kFloats ? row % 4 * 2 : row % 8)) * 16, v);
-      out.store(first_row + row, (first_column + start) * bytes + chunk * 16, out.n * bytes, v);
+    for (u32 i = 0; i < kStores; i += 2) {
+      u32 v[2][4];
+#pragma unroll
+      for (u32 j = 0; j < 2; ++j) {
+        const u32 row = chunk_row + (i + j) * kStep;
+        load_shared(part + row * 128 + (chunk ^ (kFloats ? row % 4 * 2 : row % 8)) * 16, v[j]);
+      }
+#pragma unroll
+      for (u32 j = 0; j < 2; ++j) {
+        const bool wanted = in_d && first_row + chunk_row + (i + j) * kStep < out.rows;
+        store_if(wanted, out.aligned, to + (i + j) * kStep * out.row + start * bytes, v[j]);
+      }
     }
     __syncwarp();
   }
@@ -213,7 +228,8 @@ WS_DEVICE void write_swapped(const float (&sums)[kN / 2], const Output& out, con
                              : row * 32 + (chunk + row / 4) % 2 * 16;
       u32 v[4];
       load_shared(part + at, v);
-      out.store(first_row + start + row, first_column * bytes + chunk * 16, out.n * bytes, v);
+      const bool wanted = first_row + start + row < out.rows && first_column * bytes + chunk * 16 < out.n * bytes;
+      store_if(wanted, out.aligned, out.d + (first_row + start + row) * out.row + first_column * bytes + chunk * 16, v);
     }
     __syncwarp();
   }

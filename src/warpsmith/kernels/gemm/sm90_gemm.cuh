@@ -9,7 +9,8 @@
 //   WS_A_FORMAT, WS_B_FORMAT          WS_BF16 WS_FP16 WS_FP8_BLOCK, the same for both
 //   WS_TILE_M, WS_TILE_N, WS_TILE_K   tile of D, and K of a stage: 64, fp8_block 128
 //   WS_SWAP                           1: rows of B are the MMA's 64-row operand (small M)
-//   WS_CLUSTER                        blocks, one below the other, that share the copies of B: 1 (default) or 2
+//   WS_CLUSTER                        blocks that share the copies of an operand; 1 by default
+//   WS_SHARE_B                        1: that of B (default unless swapped), 0: that of A
 //   WS_GROUPS                         warpgroups that multiply: 1 or 2 (default)
 //   WS_BLOCKS                         blocks that share a multiprocessor; 1 by default
 //   WS_BUFFERS, WS_PART               fp8_block: 2: sums of WS_PART columns are added while the next ones are made

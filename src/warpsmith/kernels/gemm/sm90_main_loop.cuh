@@ -104,7 +104,7 @@ WS_DEVICE void add_stages(Sums& sums, Ring& ring, const Place& place, u32 stages
 // What sums over 128 of K are multiplied by: scales of a lane's two rows, times those of columns where kColumns share
 // one; those that are `by_column` stay in the stage.
 struct Factors {
-  static constexpr u32 kColumns = kSwap ? kN : kTileN % 128 == 0 && kPartN % 128 == 0 ? 128 : 64;
+  static constexpr u32 kColumns = kSwap || kN < 64 ? kN : kTileN % 128 == 0 && kPartN % 128 == 0 ? 128 : 64;
   float rows[2][kN / kColumns];
   u32 scales;  // the stage's
 };
@@ -128,6 +128,10 @@ struct Promotion {
   WS_DEVICE Factors read(const Ring& ring) const {
     Factors f;
     f.scales = ring.scales();
+#if WS_EXP == 2
+    for (u32 q = 0; q < kN / Factors::kColumns; ++q) f.rows[0][q] = f.rows[1][q] = 1.5f;
+    return f;
+#endif
     const bool one = kSwap && !by_rows;
 #pragma unroll
     for (u32 h = 0; h < 2; ++h) f.rows[h][0] = shared_float(f.scales + (one ? Scales::kB : (kSwap ? b : a) + h * 32));
@@ -254,6 +258,10 @@ WS_DEVICE u32 add_overlapped_stages(Sums& sums, Ring& ring, const Place& place, 
 
 // A warpgroup adds while the other one's MMAs run.
 WS_DEVICE void add_promoted_stages(Sums& sums, Ring& ring, const Place& place, const Problem& p, const Tile& tile) {
+#if WS_EXP == 1
+  add_stages(sums, ring, place, tile.stages);
+  return;
+#endif
   const Promotion promotion(p, tile, place);
   u32 stages = tile.stages;
 #pragma unroll

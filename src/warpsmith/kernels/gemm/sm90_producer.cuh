@@ -96,7 +96,7 @@ class TileCopy {
   WS_DEVICE void copy_b(const Ring& ring, u32 i) {
     const u32 k = tile_.first_stage + i, full = ring.full(), scales = ring.scales() + Scales::kB;
     u32 bytes = kStageBytes;
-    if constexpr (kPromoted) {
+    if constexpr (kPromoted && WS_EXP != 3) {
       bytes += a_scales_.bytes + (by_rows_ ? b_scales_.bytes : 0);
       if (!by_rows_) {
         square_.look(k, i == 0);
@@ -109,7 +109,7 @@ class TileCopy {
     }
     if (lane_ != 0) return;
     mbarrier_arrive_expect(full, bytes);
-    copy_rows<!kSwap, kPartB>(kSwap ? ring.left() : ring.right(), *p_.b_map, k, tile_.column, tile_.batch, full);
+    copy_rows<kShareB, kPartB>(kSwap ? ring.left() : ring.right(), *p_.b_map, k, tile_.column, tile_.batch, full);
     if (kPromoted && by_rows_) b_scales_.copy(scales, k, full);
   }
 
@@ -128,8 +128,8 @@ class TileCopy {
   WS_DEVICE void copy_a(const Ring& ring, u32 i) const {
     const u32 k = tile_.first_stage + i, full = ring.full();
     const u32 to = kSwap ? ring.right() : ring.left();
-    copy_rows<kSwap, kPartA>(to, *p_.a_map, k, tile_.row, p_.is_grouped() ? 0 : tile_.batch, full);
-    if constexpr (kPromoted) a_scales_.copy(ring.scales() + Scales::kA, k, full);
+    copy_rows<!kShareB, kPartA>(to, *p_.a_map, k, tile_.row, p_.is_grouped() ? 0 : tile_.batch, full);
+    if constexpr (kPromoted && WS_EXP != 3) a_scales_.copy(ring.scales() + Scales::kA, k, full);
   }
 
   const Problem& p_;

@@ -153,10 +153,10 @@ class TileFinder {
   WS_DEVICE void place(const Rows& rows, u32 in_matrix, Tile& tile) const {
     const u32 band = in_matrix / (kBand * columns_), in_band = in_matrix % (kBand * columns_);
     const u32 height = min(kBand, div_up(rows.count, kClusterM) - band * kBand);
-    const u32 row = (band * kBand + in_band % height) * kClusterM + (kSwap ? 0 : rank_ * kTileM);
+    const u32 row = (band * kBand + in_band % height) * kClusterM + (kShareB ? rank_ * kTileM : 0);
     tile.row = rows.first + row;
     tile.rows = rows.count > row ? min(kTileM, rows.count - row) : 0;
-    tile.column = in_band / height * kClusterN + (kSwap ? rank_ * kTileN : 0);
+    tile.column = in_band / height * kClusterN + (kShareB ? 0 : rank_ * kTileN);
   }
 
   u32 lane_, rank_, columns_, base_;
