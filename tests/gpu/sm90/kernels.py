@@ -28,12 +28,9 @@ class Tile:
     buffers: int = 1
     part: int = 0
     groups: int = 2
+    groups_k: int = 1
     blocks: int = 1
     band: int = 8
-    lead: int = 0
-    turns: int = 0
-    exp: int = 0
-    turn: int = 4
 
     def macros(self) -> tuple[tuple[str, str], ...]:
         """The macros that say so."""
@@ -50,36 +47,15 @@ class Tile:
 TILES = {
     "t128x256c2": Tile(128, 256, cluster=2),
     "t128x256": Tile(128, 256),
-    "t128x256w": Tile(128, 256, band=16),
-    "t128x256c2l1": Tile(128, 256, cluster=2, lead=1),
-    "t128x256c2l2": Tile(128, 256, cluster=2, lead=2),
-    "t128x256l1": Tile(128, 256, lead=1, band=16),
-    "t128x256l2": Tile(128, 256, lead=2, band=16),
-    "t128x256t1": Tile(128, 256, turns=1),
-    "t128x256t2": Tile(128, 256, turns=2),
-    "t128x256c2t1": Tile(128, 256, cluster=2, turns=1),
-    "t128x256c2t2": Tile(128, 256, cluster=2, turns=2),
     "t128x192c2": Tile(128, 192, cluster=2),
     "t128x192": Tile(128, 192),
-    "t128x192l1": Tile(128, 192, lead=1),
-    "t128x192t1": Tile(128, 192, turns=1),
-    "t128x192t2": Tile(128, 192, turns=2),
     "t128x192b2": Tile(128, 192, buffers=2, part=96),
-    "t128x192b2l1": Tile(128, 192, buffers=2, part=96, lead=1),
     "t128x128c2": Tile(128, 128, cluster=2),
     "t128x128": Tile(128, 128),
-    "t128x128l1": Tile(128, 128, lead=1),
-    "t128x128t1": Tile(128, 128, turns=1),
     "t128x128b2": Tile(128, 128, buffers=2),
-    "t128x128b2l1": Tile(128, 128, buffers=2, lead=1),
-    "t128x128b2T8": Tile(128, 128, buffers=2, turn=8),
-    "t128x128e1": Tile(128, 128, exp=1),
-    "t128x128e2": Tile(128, 128, exp=2),
-    "t128x128e3": Tile(128, 128, exp=3),
     "t128x128c2b2": Tile(128, 128, cluster=2, buffers=2),
     "t256x128c2": Tile(256, 128, cluster=2),
     "t256x128": Tile(256, 128),
-    "t256x128l2": Tile(256, 128, lead=2),
     "t128x64": Tile(128, 64),
     "t64x256": Tile(64, 256),
     "t64x128": Tile(64, 128),
@@ -95,6 +71,12 @@ TILES = {
     "u16m4": Tile(16, 64, swap=True, groups=1, blocks=2, cluster=4, share_b=True),
     "t64x32": Tile(64, 32, groups=1, blocks=2),
     "w32m2": Tile(32, 128, swap=True, cluster=2, share_b=True),
+    "k64": Tile(64, 64, swap=True, groups_k=2),
+    "k32": Tile(32, 64, swap=True, groups_k=2),
+    "k32m2": Tile(32, 64, swap=True, groups_k=2, cluster=2, share_b=True),
+    "k16": Tile(16, 64, swap=True, groups_k=2),
+    "k16m4": Tile(16, 64, swap=True, groups_k=2, cluster=4, share_b=True),
+    "k8": Tile(8, 64, swap=True, groups_k=2),
     "u32": Tile(32, 64, swap=True, groups=1, blocks=2),
     "u16": Tile(16, 64, swap=True, groups=1, blocks=2),
     "u8": Tile(8, 64, swap=True, groups=1, blocks=2),
@@ -102,14 +84,14 @@ TILES = {
     "v16": Tile(16, 128, swap=True, groups=2, blocks=2),
     "v8": Tile(8, 128, swap=True, groups=2, blocks=2),
 }
-_FP8_ONLY = ("b2", "t1", "t2")
+_FP8_ONLY = ("b2",)
 FP8_TILES = tuple(
-    name for name in TILES if not name.startswith(("t256x128", "v64", "t128x256w"))
+    name for name in TILES if not name.startswith(("t256x128", "v64"))
 )
 PLAIN_TILES = tuple(
     name
     for name in TILES
-    if not any(x in name.rpartition("x")[2] for x in _FP8_ONLY) or name in ("t128x256", "t128x256c2")
+    if not any(x in name for x in _FP8_ONLY)
 )
 
 

@@ -84,9 +84,10 @@ class Operands:
 
 
 class Timer:
-    """A graph of runs, several times if they are short, to be replayed."""
+    """A graph of runs, several times if they are short, to be replayed; `kept` is memory that they use."""
 
-    def __init__(self, runs: list[Callable[[], None]]) -> None:
+    def __init__(self, runs: list[Callable[[], None]], kept: object = None) -> None:
+        self._kept = kept
         for run in runs:
             run()
         torch.cuda.synchronize()
@@ -150,7 +151,7 @@ def variant_timer(
     def run(args: Any) -> Callable[[], None]:
         return lambda: kernel.launch((grid, 1, 1), args, torch.cuda.current_stream().cuda_stream)
 
-    return Timer([run(args) for args in launches])
+    return Timer([run(args) for args in launches], shared)
 
 
 def peer_timer(operands: Operands) -> Timer | None:

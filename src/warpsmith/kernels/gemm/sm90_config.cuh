@@ -21,6 +21,9 @@
 #ifndef WS_GROUPS
 #define WS_GROUPS 2
 #endif
+#ifndef WS_GROUPS_K
+#define WS_GROUPS_K 1
+#endif
 #ifndef WS_BLOCKS
 #define WS_BLOCKS 1
 #endif
@@ -29,12 +32,6 @@
 #endif
 #ifndef WS_PART
 #define WS_PART 0
-#endif
-#ifndef WS_LEAD
-#define WS_LEAD 0
-#endif
-#ifndef WS_TURNS
-#define WS_TURNS 0
 #endif
 #ifndef WS_BAND
 #define WS_BAND 8
@@ -67,9 +64,10 @@ static_assert(kPartA % 8 == 0 && kPartB % 8 == 0, "parts start with the swizzle'
 
 // The left operand of the MMA has 64 rows, the right one 8 to 256. Rows of A are on the left, or, for small M, rows of
 // B (kSwap). Two warpgroups divide the left rows, or, where there are 64, the right ones.
-constexpr u32 kGroups = WS_GROUPS;
+// Or, with kGroupsK = 2, they take turns with the stages; the second one's sums are added to those of the first.
+constexpr u32 kGroups = WS_GROUPS, kGroupsK = WS_GROUPS_K;
 constexpr u32 kLeftRows = kSwap ? kTileN : kTileM, kRightRows = kSwap ? kTileM : kTileN;
-constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroups, kGroupsRight = kGroups / kGroupsLeft;
+constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroups / kGroupsK, kGroupsRight = kGroups / kGroupsK / kGroupsLeft;
 constexpr u32 kM64 = kLeftRows / kGroupsLeft / 64, kN = kRightRows / kGroupsRight;  // MMA tiles of a warpgroup
 static_assert(kLeftRows % (64 * kGroupsLeft) == 0 && kN % 8 == 0 && kN <= 256, "whole MMA tiles");
 static_assert(!kSwap || kN <= 64, "swapped tiles are for few rows of A");
@@ -82,7 +80,7 @@ using Sums = float[kM64][kN / 2];
 // sums are under way while the last ones are added.
 constexpr bool kPromoted = kType == WgmmaType::e4m3;
 constexpr u32 kPartN = WS_PART ? WS_PART : kPromoted && kN > 192 ? kN / 2 : kN, kPartsN = kN / kPartN;
-constexpr u32 kBuffers = WS_BUFFERS, kTurn = WS_TURN / kPartsN;  // stages in a turn with two buffers
+constexpr u32 kBuffers = WS_BUFFERS, kTurn = 4 / kPartsN;  // stages in a turn with two buffers
 static_assert(!kPromoted || kM64 == 1, "one MMA tile a warpgroup");
 static_assert(kBuffers == 1 || (kPromoted && kPartsN <= 2 && !kSwap), "parts alternate");
 using Part = float[kPartN / 2];
@@ -94,7 +92,9 @@ using Part = float[kPartN / 2];
 constexpr u32 kBlocks = WS_BLOCKS;
 constexpr bool kMovesRegisters = kBlocks == 1;
 constexpr u32 kMmaWarps = 4 * kGroups, kMmaThreads = 32 * kMmaWarps;
-constexpr u32 kThreads = kMmaThreads + (kMovesRegisters ? 128 : 32);
+constexpr u32 kSumThreads = kMmaThreads / kGroupsK;  // those that hold a tile's sums
+constexpr u32 kProducers = kPromoted ? 2 : 1;  // warps: for elements, for scales
+constexpr u32 kThreads = kMmaThreads + (kMovesRegisters ? 128 : 32 * kProducers);
 constexpr u32 kProducerRegisters = 40, kMmaRegisters = 232;
 static_assert(!kMovesRegisters || kGroups == 2, "registers that the block starts with: 384 times 168");
 
@@ -116,6 +116,9 @@ struct Scales {
 
 // Each warp writes D by parts of 2 KB, which pass through shared memory of its own; then come 64 values of bias.
 constexpr u32 kPartBytes = 2048 + 256;
+
+static_assert(kGroupsK == 1 || (kGroups == 2 && kM64 == 1 && kN / 8 * 2048 <= kMmaWarps * kPartBytes && kBuffers == 1),
+              "room for a warpgroup's sums where D passes through");
 
 struct Shared {
   static constexpr u32 kLimit = 233472 / kBlocks - 1024;  // of a block

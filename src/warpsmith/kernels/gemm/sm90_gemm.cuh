@@ -2,8 +2,8 @@
 // D[M, N] = alpha · A[M, K] · B[N, K]ᵀ + bias on the tensor cores of 9.0 (wgmma): bf16, fp16, and e4m3 with fp32 block
 // scales.
 //
-// A producer warp copies K tiles of A, B and their scales into a ring of stages; two warpgroups multiply them, each for
-// its half of the tile. Blocks are persistent and walk the tiles of D. One program serves dense, batched, grouped and
+// A producer warp copies K tiles of A and B into a ring of stages, another one their scales; two warpgroups multiply
+// them, each for its half of the tile. Blocks are persistent and walk the tiles of D. One program serves dense, batched, grouped and
 // masked problems, all types of D and bias; macros choose what shapes the main loop:
 //
 //   WS_A_FORMAT, WS_B_FORMAT          WS_BF16 WS_FP16 WS_FP8_BLOCK, the same for both
@@ -12,6 +12,7 @@
 //   WS_CLUSTER                        blocks that share the copies of an operand; 1 by default
 //   WS_SHARE_B                        1: that of B (default unless swapped), 0: that of A
 //   WS_GROUPS                         warpgroups that multiply: 1 or 2 (default)
+//   WS_GROUPS_K                       2: they share a tile's K and not the tile
 //   WS_BLOCKS                         blocks that share a multiprocessor; 1 by default
 //   WS_BUFFERS, WS_PART               fp8_block: 2: sums of WS_PART columns are added while the next ones are made
 //   WS_STAGES                         at most; by default as many as fit
@@ -40,7 +41,7 @@
 namespace ws {
 
 WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place& place) {
-  start_turns(place);
+  free_parts(place);
 #pragma unroll 1
   for (;; slots.advance()) {
     mbarrier_wait(ring.full(), ring.parity);
@@ -53,7 +54,9 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
       add_stages(sums, ring, place, tile.stages);
     }
     const Tile written = load_tile(slots.slot());
+    if (!add_groups(sums, place, ring.base)) continue;
     if (add_splits(sums, p, written, ring.base)) write_d(sums, p, written, place, ring.base);
+    free_parts(place);
   }
 }
 
@@ -85,13 +88,12 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
   const Ring ring{shared_address(shared)};
   const TileRing slots{ring.base};
   const u32 warp = __shfl_sync(kAllLanes, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
-    if (ring.base % 1024 != 0) __trap();
-    for (u32 i = 0; i < Shared::kStages; ++i) {
-      mbarrier_init(ring.base + Shared::kFull + i * 8, 1);
-      mbarrier_init(ring.base + Shared::kEmpty + i * 8, kMmaWarps * kCluster);
-    }
+  if (threadIdx.x < Shared::kStages) {
+    mbarrier_init(ring.base + Shared::kFull + threadIdx.x * 8, kProducers);
+    mbarrier_init(ring.base + Shared::kEmpty + threadIdx.x * 8, kMmaWarps * kCluster);
     fence_mbarrier_init();
+  } else if (threadIdx.x == kThreads - 1) {
+    if (ring.base % 1024 != 0) __trap();
     prefetch_tensor_map(a_map);
     prefetch_tensor_map(b_map);
   }
@@ -105,6 +107,8 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
     if (warp == kMmaWarps) {
       produce(problem, ring, slots, lane, kCluster > 1 ? cluster_rank() : 0);
       release_successor();
+    } else if (kProducers == 2 && warp == kMmaWarps + 1) {
+      produce_scales(problem, ring, lane, kCluster > 1 ? cluster_rank() : 0);
     }
   } else {
     if constexpr (kMovesRegisters) grow_registers<kMmaRegisters>();

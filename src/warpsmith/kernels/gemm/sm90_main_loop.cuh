@@ -26,35 +26,6 @@ WS_DEVICE float shared_float(u32 address) {
   return float_of(words[0]);
 }
 
-// ---- order of the warpgroups --------------------------------------------------------------------------------------
-
-// Left alone, the two warpgroups run in step: both multiply, then both add or write. With kTurns they take turns: one
-// starts the MMAs of a stage when those of the other have started (1) or nearly ended (2). With kLead the second
-// begins a tile when the first has started that many stages of it.
-constexpr u32 kTurns = kGroups == 2 ? WS_TURNS : 0, kLead = kGroups == 2 ? WS_LEAD : 0;
-
-WS_DEVICE void arrive_turn(u32 barrier) { asm volatile("barrier.arrive %0, 256;" ::"r"(barrier) : "memory"); }
-WS_DEVICE void await_turn(u32 barrier) { asm volatile("barrier.sync %0, 256;" ::"r"(barrier) : "memory"); }
-
-WS_DEVICE void start_turns(const Place& place) {
-  if (kTurns && place.group == 1) arrive_turn(2);
-}
-WS_DEVICE void take_turn(const Place& place) {
-  if (kTurns) await_turn(2 + place.group);
-}
-WS_DEVICE void pass_turn(const Place& place) {
-  if (kTurns) arrive_turn(3 - place.group);
-}
-
-WS_DEVICE void follow(const Place& place, u32 stages) {
-  if (kLead && place.group == 1 && stages >= Shared::kStages) await_turn(4);
-}
-WS_DEVICE void lead(const Place& place, u32 stages, u32 started) {
-  if (kLead && place.group == 0 && stages >= Shared::kStages && started == kLead) arrive_turn(4);
-}
-
-// ---- one stage ----------------------------------------------------------------------------------------------------
-
 // Starts the MMAs of a stage. With `keep` = 0 sums begin with them.
 WS_DEVICE void multiply_stage(Sums& sums, const Ring& ring, const Place& place, u32 keep) {
   const u64 left = wgmma_operand(ring.left() + place.left() * kRowBytes);
@@ -80,23 +51,33 @@ WS_DEVICE void multiply_part(float (&part)[kPartN / 2], const Ring& ring, const 
   wgmma_commit();
 }
 
+// Whether the stages of the other of two warpgroups that share K come next; it is then done with.
+WS_DEVICE bool skip_stage(const Ring& ring, const Place& place, u32 stage) {
+  if (kGroupsK == 1 || stage % kGroupsK == place.group) return false;
+  release_stage(ring.empty(), place.lane);
+  return true;
+}
+
 // One stage's MMAs run while the next one's are started.
 WS_DEVICE void add_stages(Sums& sums, Ring& ring, const Place& place, u32 stages) {
   u32 before = 0;
-  follow(place, stages);
+  if (stages <= place.group && kGroupsK == 2) {
+#pragma unroll
+    for (u32 c = 0; c < kN / 2; ++c) sums[0][c] = 0.0f;
+  }
 #pragma unroll 1
   for (u32 i = 0; i < stages; ++i, ring.advance()) {
     mbarrier_wait(ring.full(), ring.parity);
-    multiply_stage(sums, ring, place, i);
-    lead(place, stages, i + 1);
+    if (skip_stage(ring, place, i)) continue;
+    multiply_stage(sums, ring, place, i / kGroupsK);
     wgmma_wait<1>();
-    if (i != 0) release_stage(before, place.lane);
+    if (before != 0) release_stage(before, place.lane);
     before = ring.empty();
   }
   wgmma_wait<0>();
 #pragma unroll
   for (u32 i = 0; i < kM64; ++i) hold_sums(sums[i]);
-  release_stage(before, place.lane);
+  if (before != 0) release_stage(before, place.lane);
 }
 
 // ---- fp32 scales --------------------------------------------------------------------------------------------------
@@ -128,10 +109,6 @@ struct Promotion {
   WS_DEVICE Factors read(const Ring& ring) const {
     Factors f;
     f.scales = ring.scales();
-#if WS_EXP == 2
-    for (u32 q = 0; q < kN / Factors::kColumns; ++q) f.rows[0][q] = f.rows[1][q] = 1.5f;
-    return f;
-#endif
     const bool one = kSwap && !by_rows;
 #pragma unroll
     for (u32 h = 0; h < 2; ++h) f.rows[h][0] = shared_float(f.scales + (one ? Scales::kB : (kSwap ? b : a) + h * 32));
@@ -182,11 +159,8 @@ WS_DEVICE void add_parts(Sums& sums, const Promotion& promotion, const Factors& 
   if constexpr (kFirst < kN) {
     constexpr bool last = kFirst + kPartN == kN;
     Part part;
-    take_turn(place);
     multiply_part(part, ring, place, kFirst / kPartN);
-    if (kTurns == 1) pass_turn(place);
     wgmma_wait<0>();
-    if (kTurns == 2) pass_turn(place);
     hold_sums(part);
     if (promotion.by_column()) {
       promotion.add_columns<kFirst>(sums, part, factors);
@@ -245,12 +219,10 @@ WS_DEVICE void add_turn(Sums& sums, Buffer& last, Buffer& next, const Promotion&
 // would wait for every MMA. Returns the stages that are left.
 WS_DEVICE u32 add_overlapped_stages(Sums& sums, Ring& ring, const Place& place, const Promotion& promotion,
                                     u32 stages) {
-  const u32 all = stages;
 #pragma unroll 1
   for (; stages >= kTurn; stages -= kTurn) {
     Buffer first, second;
     first.start<0>(promotion, ring, place);
-    if (stages == all) lead(place, all, kLead);
     add_turn<1>(sums, first, second, promotion, ring, place);
   }
   return stages;
@@ -258,23 +230,17 @@ WS_DEVICE u32 add_overlapped_stages(Sums& sums, Ring& ring, const Place& place, 
 
 // A warpgroup adds while the other one's MMAs run.
 WS_DEVICE void add_promoted_stages(Sums& sums, Ring& ring, const Place& place, const Problem& p, const Tile& tile) {
-#if WS_EXP == 1
-  add_stages(sums, ring, place, tile.stages);
-  return;
-#endif
   const Promotion promotion(p, tile, place);
   u32 stages = tile.stages;
 #pragma unroll
   for (u32 c = 0; c < kN / 2; ++c) sums[0][c] = 0.0f;
-  follow(place, stages);
-  u32 started = 0;
   if constexpr (kBuffers == 2) {
     if (!promotion.by_column()) stages = add_overlapped_stages(sums, ring, place, promotion, stages);
   }
 #pragma unroll 1
   for (; stages != 0; --stages, ring.advance()) {
     mbarrier_wait(ring.full(), ring.parity);
-    if (kBuffers == 1 || promotion.by_column()) lead(place, tile.stages, ++started);
+    if (skip_stage(ring, place, tile.stages - stages)) continue;
     add_parts(sums, promotion, promotion.read(ring), ring, place);
   }
 }

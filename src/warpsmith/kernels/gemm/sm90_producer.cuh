@@ -56,22 +56,15 @@ struct SquareScales {
   }
 };
 
-// Copies of one tile.
-class TileCopy {
- public:
-  WS_DEVICE TileCopy(const Problem& p, const Tile& tile, u32 lane, u32 rank)
-      : p_(p),
-        tile_(tile),
-        lane_(lane),
-        rank_(rank),
-        by_rows_(p.flags & kRowScalesB),
-        a_scales_(p.is_grouped() ? p.a_scales : p.a_scales + tile.batch * p.a_scale_batch, tile.row, kTileM, p.m),
-        b_scales_(b_scales(), tile.column, kTileN, p.n),
-        square_(b_scales(), tile.column, p.n, p.k, lane) {}
+// Copies of one tile's elements, by one lane.
+struct TileCopy {
+  const Problem& p;
+  const Tile& tile;
+  u32 rank;
 
   // B of the first stages, all of which are empty; how many.
-  WS_DEVICE u32 begin_with_b(Ring ring) {
-    const u32 stages = min(tile_.stages, Shared::kStages);
+  WS_DEVICE u32 begin_with_b(Ring ring) const {
+    const u32 stages = min(tile.stages, Shared::kStages);
 #pragma unroll 1
     for (u32 i = 0; i < stages; ++i, ring.advance()) copy_b(ring, i);
     return stages;
@@ -79,87 +72,62 @@ class TileCopy {
 
   // All stages; of the first `begun`, B is on its way. The description of the tile is there before its first stage is
   // full.
-  WS_DEVICE void copy(Ring& ring, const TileRing& slots, u32 begun) {
+  WS_DEVICE void copy(Ring& ring, const TileRing& slots, u32 begun) const {
 #pragma unroll 1
-    for (u32 i = 0; i < tile_.stages; ++i, ring.advance()) {
+    for (u32 i = 0; i < tile.stages; ++i, ring.advance()) {
       mbarrier_wait(ring.empty(), ring.parity ^ 1);
-      if (i == 0 && lane_ == 0) save_tile(slots.slot(), tile_);
+      if (i == 0) save_tile(slots.slot(), tile);
       if (i >= begun) copy_b(ring, i);
-      if (lane_ == 0) copy_a(ring, i);
+      copy_rows<!kShareB, kPartA>(kSwap ? ring.right() : ring.left(), *p.a_map, i, tile.row,
+                                  p.is_grouped() ? 0 : tile.batch, ring.full());
     }
   }
 
  private:
-  WS_DEVICE const u8* b_scales() const { return p_.b_scales + tile_.batch * p_.b_scale_batch; }
-
-  // Announces all of the stage's bytes.
-  WS_DEVICE void copy_b(const Ring& ring, u32 i) {
-    const u32 k = tile_.first_stage + i, full = ring.full(), scales = ring.scales() + Scales::kB;
-    u32 bytes = kStageBytes;
-    if constexpr (kPromoted && WS_EXP != 3) {
-      bytes += a_scales_.bytes + (by_rows_ ? b_scales_.bytes : 0);
-      if (!by_rows_) {
-        square_.look(k, i == 0);
-#pragma unroll
-        for (u32 j = 0; j < Scales::kSquares; ++j) {
-          const float factor = square_.at(j, k);
-          if (lane_ == 0) store_shared(scales + j * 4, bits_of(factor));
-        }
-      }
-    }
-    if (lane_ != 0) return;
-    mbarrier_arrive_expect(full, bytes);
-    copy_rows<kShareB, kPartB>(kSwap ? ring.left() : ring.right(), *p_.b_map, k, tile_.column, tile_.batch, full);
-    if (kPromoted && by_rows_) b_scales_.copy(scales, k, full);
+  // Announces A too.
+  WS_DEVICE void copy_b(const Ring& ring, u32 i) const {
+    mbarrier_arrive_expect(ring.full(), kStageBytes);
+    copy_rows<kShareB, kPartB>(kSwap ? ring.left() : ring.right(), *p.b_map, i, tile.column, tile.batch, ring.full());
   }
 
   // Rows of an operand that a cluster shares, a part from each block, or of the block's own.
   template <bool kShared, u32 kRows>
-  WS_DEVICE void copy_rows(u32 to, const TensorMap& map, u32 k, u32 row, u32 batch, u32 full) const {
-    const int x = static_cast<int>(k * kRowBytes), y = static_cast<int>(row), z = static_cast<int>(batch);
+  WS_DEVICE void copy_rows(u32 to, const TensorMap& map, u32 i, u32 row, u32 batch, u32 full) const {
+    const int x = static_cast<int>((tile.first_stage + i) * kRowBytes);
+    const int y = static_cast<int>(row), z = static_cast<int>(batch);
     if constexpr (kShared && kCluster > 1) {
-      const u32 first = rank_ * kRows;
+      const u32 first = rank * kRows;
       load_tensor_multicast(to + first * kRowBytes, map, x, y + static_cast<int>(first), z, full, (1 << kCluster) - 1);
     } else {
       load_tensor(to, map, x, y, z, full);
     }
   }
-
-  WS_DEVICE void copy_a(const Ring& ring, u32 i) const {
-    const u32 k = tile_.first_stage + i, full = ring.full();
-    const u32 to = kSwap ? ring.right() : ring.left();
-    copy_rows<!kShareB, kPartA>(to, *p_.a_map, k, tile_.row, p_.is_grouped() ? 0 : tile_.batch, full);
-    if constexpr (kPromoted && WS_EXP != 3) a_scales_.copy(ring.scales() + Scales::kA, k, full);
-  }
-
-  const Problem& p_;
-  const Tile& tile_;
-  u32 lane_, rank_;
-  bool by_rows_;
-  RowScaleCopy a_scales_, b_scales_;
-  SquareScales square_;
 };
 
 // What of which tile a unit of work is: the first tiles are whole, of the others consecutive units take the parts of K.
 // Returns the tile's number.
 WS_DEVICE u32 divide(const Problem& p, u32 unit, u32 rank, Tile& tile) {
-  const u32 all = div_up(p.k, kTileK);
-  const u32 parts = p.kind() == kDense ? max(1u, min(p.splits & 255, all)) : 1;
-  const u32 whole = p.kind() == kDense ? p.splits >> 8 : 0;
-  const bool split = parts > 1 && unit >= whole;
-  tile.splits = split ? parts : 1;
-  tile.split = split ? (unit - whole) % parts : 0;
-  tile.first_stage = all * tile.split / tile.splits;
-  tile.stages = all * (tile.split + 1) / tile.splits - tile.first_stage;
-  const u32 among = split ? (unit - whole) / parts : 0;
+  const u32 all = div_up(p.k, kTileK), parts = p.kind() == kDense ? min(p.splits & 255, all) : 1;
+  const u32 whole = parts > 1 ? p.splits >> 8 : 0;
+  if (parts <= 1 || unit < whole) {
+    tile.splits = 1;
+    tile.split = tile.index = tile.first_stage = 0;
+    tile.stages = all;
+    return unit;
+  }
+  const u32 among = (unit - whole) / parts;
+  tile.splits = parts;
+  tile.split = (unit - whole) % parts;
+  tile.first_stage = all * tile.split / parts;
+  tile.stages = all * (tile.split + 1) / parts - tile.first_stage;
   tile.index = among * kCluster + rank;
-  return split ? whole + among : unit;
+  return whole + among;
 }
 
-// The predecessor may still be running. If it does not write B, copies of B do not wait for it.
+// The warp that copies elements. The predecessor may still be running: if it does not write B, copies of B do not wait
+// for it.
 WS_DEVICE void produce(const Problem& p, Ring ring, TileRing slots, u32 lane, u32 rank) {
-  bool waits = true;
-  const bool ahead = p.flags & kConstantB && p.kind() == kDense;
+  bool ahead = p.flags & kConstantB && p.kind() == kDense;
   if (!ahead) wait_for_predecessor();
   TileFinder finder(p, lane, rank);
   Tile tile;
@@ -167,20 +135,59 @@ WS_DEVICE void produce(const Problem& p, Ring ring, TileRing slots, u32 lane, u3
   for (u32 unit = blockIdx.x / kCluster;; unit += gridDim.x / kCluster, slots.advance()) {
     const u32 number = divide(p, unit, rank, tile);
     if (!finder.find(p, number, tile)) break;
-    TileCopy copy(p, tile, lane, rank);
-    u32 begun = 0;
-    if (ahead && waits) {
-      begun = copy.begin_with_b(ring);
-      wait_for_predecessor();
-      waits = false;
+    if (lane == 0) {
+      const TileCopy copy{p, tile, rank};
+      u32 begun = 0;
+      if (ahead) {
+        begun = copy.begin_with_b(ring);
+        wait_for_predecessor();
+      }
+      copy.copy(ring, slots, begun);
     }
-    copy.copy(ring, slots, begun);
+    ahead = false;
+    __syncwarp();
   }
-  mbarrier_wait(ring.empty(), ring.parity ^ 1);
   if (lane != 0) return;
+  mbarrier_wait(ring.empty(), ring.parity ^ 1);
   tile = {};
   save_tile(slots.slot(), tile);
   mbarrier_arrive(ring.full());
+}
+
+// The warp that copies fp32 scales of the same tiles.
+WS_DEVICE void produce_scales(const Problem& p, Ring ring, u32 lane, u32 rank) {
+  wait_for_predecessor();
+  const bool by_rows = p.flags & kRowScalesB;
+  TileFinder finder(p, lane, rank);
+  Tile tile;
+#pragma unroll 1
+  for (u32 unit = blockIdx.x / kCluster;; unit += gridDim.x / kCluster) {
+    const u32 number = divide(p, unit, rank, tile);
+    if (!finder.find(p, number, tile)) break;
+    const u8* const b_scales = p.b_scales + tile.batch * p.b_scale_batch;
+    const u8* const a_scales = p.is_grouped() ? p.a_scales : p.a_scales + tile.batch * p.a_scale_batch;
+    const RowScaleCopy a(a_scales, tile.row, kTileM, p.m), b(b_scales, tile.column, kTileN, p.n);
+    SquareScales square(b_scales, tile.column, p.n, p.k, lane);
+#pragma unroll 1
+    for (u32 i = 0; i < tile.stages; ++i, ring.advance()) {
+      const u32 k = tile.first_stage + i, to = ring.scales();
+      float factors[Scales::kSquares];
+      if (!by_rows) square.look(k, i == 0);
+#pragma unroll
+      for (u32 j = 0; j < Scales::kSquares; ++j) factors[j] = by_rows ? 0.0f : square.at(j, k);
+      mbarrier_wait(ring.empty(), ring.parity ^ 1);
+      if (lane != 0) continue;
+      if (!by_rows) {
+#pragma unroll
+        for (u32 j = 0; j < Scales::kSquares; ++j) store_shared(to + Scales::kB + j * 4, bits_of(factors[j]));
+      }
+      mbarrier_arrive_expect(ring.full(), a.bytes + (by_rows ? b.bytes : 0));
+      a.copy(to + Scales::kA, k, ring.full());
+      if (by_rows) b.copy(to + Scales::kB, k, ring.full());
+    }
+  }
+  mbarrier_wait(ring.empty(), ring.parity ^ 1);
+  if (lane == 0) mbarrier_arrive(ring.full());
 }
 
 }  // namespace ws

@@ -97,6 +97,13 @@ class TileFinder {
 
   // Every lane gets the tile; false where there are no more.
   WS_DEVICE bool find(const Problem& p, u32 index, Tile& tile) {
+    if (p.kind() == kDense) {
+      const u32 each = tiles(p.m);
+      tile.batch = index < each ? 0 : index / each;
+      if (tile.batch >= p.batches) return false;
+      place({0, p.m}, index - tile.batch * each, tile);
+      return true;
+    }
     for (;;) {
       const u32 end = __shfl_sync(kAllLanes, through_, 31);
       if (index < end) break;
