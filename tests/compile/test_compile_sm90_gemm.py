@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,7 +23,7 @@ LIMIT = 232448  # bytes of shared memory of a block
 
 
 @pytest.fixture(scope="module")
-def workers() -> LocalWorkers:
+def workers() -> Iterator[LocalWorkers]:
     with LocalWorkers(1) as pool:
         yield pool
 
@@ -47,10 +48,13 @@ def test_a_variant_compiles_to_what_the_catalog_asks_for(workers: LocalWorkers, 
 
 
 def test_the_record_says_what_a_block_needs(workers: LocalWorkers) -> None:
-    for name in ("bf16_x_bf16_t128x256", "fp8_block_x_fp8_block_128x128_t128x256"):
+    for name in ("bf16_x_bf16_t128x256", "fp8_block_x_fp8_block_128x128_t128x128"):
         info = read_cubin(compiled(workers, KERNEL.variant(name)).cubin)
         assert info.record is not None
-        assert info.record.shared_bytes <= LIMIT
+        _, shared, threads, _, waits, *tile = info.record
+        assert shared <= LIMIT
+        assert (threads, waits) == (384, 1)
+        assert tile[:2] == [int(x) for x in name.rpartition("_t")[2].split("x")]
 
 
 def test_other_targets_are_refused(workers: LocalWorkers) -> None:

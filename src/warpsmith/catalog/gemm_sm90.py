@@ -24,61 +24,57 @@ class Tile(NamedTuple):
     swap
         Whether rows of B are the 64-row operand of the MMA, for few rows of A.
     cluster
-        Blocks that share the copies of an operand: of B (tiles one below the other) if `share_b`, else of A (side by
-        side).
-    share_b
-        See `cluster`.
+        Blocks, with tiles one below the other, that share the copies of B.
     groups
         Warpgroups that multiply.
-    groups_k
-        2: they share a tile's K and not the tile.
     blocks
         Blocks that share a multiprocessor.
+    buffers
+        fp8_block: with 2, a stage's sums are added while the next one's are made.
     """
 
     m: int
     n: int
     swap: bool = False
     cluster: int = 1
-    share_b: bool = True
     groups: int = 2
-    groups_k: int = 1
     blocks: int = 1
+    buffers: int = 1
 
     @property
     def box_rows(self) -> tuple[int, int]:
         """Rows of the boxes of the tensor maps of A and of B."""
-        a = self.m if self.share_b else self.m // self.cluster
-        return a, self.n // self.cluster if self.share_b else self.n
-
-    @property
-    def cluster_tile(self) -> tuple[int, int]:
-        """Rows and columns of D that a cluster computes."""
-        return (self.m * self.cluster, self.n) if self.share_b else (self.m, self.n * self.cluster)
+        return self.m, self.n // self.cluster
 
 
 TILES = {
     "t128x256": Tile(128, 256),
-    "t128x256c2": Tile(128, 256, cluster=2),
     "t128x192": Tile(128, 192),
     "t128x128": Tile(128, 128),
+    "t128x64": Tile(128, 64),
+    "t64x128": Tile(64, 128),
+    "s32": Tile(32, 64, swap=True, cluster=2, groups=1, blocks=2),
+    "s16": Tile(16, 128, swap=True),
+    "s8": Tile(8, 64, swap=True, groups=1, blocks=2),
 }
-"""By name."""
+"""By name: `t` for tiles of many rows of A, `s` (swapped) for few."""
+FP8_TILES = {name: tile for name, tile in TILES.items() if tile.n <= 128} | {"t128x128": Tile(128, 128, buffers=2)}
+"""Those of fp8_block."""
 
-_FEW = ("t64x128", "t128x64", "k64", "k32m2", "k16", "k8")
-_NAMES = {
-    "bf16": ("t128x256", "t128x256c2", "t128x192", "t128x128", *_FEW),
-    "fp16": ("t128x256", "t128x256c2", "t128x192", "t128x128", *_FEW),
-    "fp8_block": ("t128x256", "t128x192", "t128x128", *_FEW),
-}
-_WITNESS_ROWS = {"k8": 8, "k16": 16, "k32m2": 32, "k64": 64, "t64x128": 64, "t128x64": 128}
+
+def tile_of(a: str, name: str) -> Tile:
+    """The tile of that name where A is of format `a`."""
+    return (FP8_TILES if a == "fp8_block" else TILES)[name]
+
+
+_WITNESS_ROWS = {"s8": 8, "s16": 16, "s32": 32, "t64x128": 64, "t128x64": 128}
 
 _MMA = {"bf16": r"HGMMA\.64x\d+x16\.F32\.BF16", "fp16": r"HGMMA\.64x\d+x16\.F32$", "fp8_block": r"QGMMA\.64x\d+x32"}
 _LOADS = ("UTMALDG\\.3D", "SYNCS\\.ARRIVE", "WARPGROUP\\.DEPBAR", "STSM\\.16", "ACQBULK", "PREEXIT")
 
 
 def _variant(a: str, b: str, name: str) -> Variant:
-    tile, format = TILES[name], pair(a, b)
+    tile, format = tile_of(a, name), pair(a, b)
     macro = f"WS_{a.upper()}"
     sizes = {
         "TILE_M": tile.m,
@@ -86,10 +82,9 @@ def _variant(a: str, b: str, name: str) -> Variant:
         "TILE_K": 128 if a == "fp8_block" else 64,
         "SWAP": tile.swap,
         "CLUSTER": tile.cluster,
-        "SHARE_B": tile.share_b,
         "GROUPS": tile.groups,
-        "GROUPS_K": tile.groups_k,
         "BLOCKS": tile.blocks,
+        "BUFFERS": tile.buffers,
     }
     problem = {"m": _WITNESS_ROWS.get(name, 4096), "n": 4096, "k": 4096, "batches": 1}
     return Variant(
@@ -125,7 +120,7 @@ KERNEL = Kernel(
         Param("alpha", "f32"),
         Param("flags", "u32"),
     ),
-    variants=tuple(_variant(a, b, name) for a, b in PAIRS for name in _NAMES[a]),
+    variants=tuple(_variant(a, b, name) for a, b in PAIRS for name in (FP8_TILES if a == "fp8_block" else TILES)),
     feature="a",
 )
 """Its row of the catalog."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .kernels import GEMM, TILES
+from .kernels import VARIANTS, tile
 
 
 def check(variant: str, folder: Path | None, seed: int, budget: float, results: Any) -> None:
@@ -22,8 +22,7 @@ def check(variant: str, folder: Path | None, seed: int, budget: float, results: 
     from .gemm import problems
 
     start, count, failed, worst = time.monotonic(), 0, 0, 0.0
-    format, _, tile = variant.partition("_")
-    for case in cases(format, TILES[tile].m):
+    for case in cases(variant.partition("_")[0], tile(variant).m):
         if time.monotonic() - start > budget:
             break
         results.put(f"running {case}")
@@ -126,7 +125,7 @@ def main() -> int:
     import torch  # noqa: F401 - once, before the forks
 
     if options.what == "check":
-        names = [v.name for v in GEMM.variants if re.search(options.only, v.name)]
+        names = [name for name in VARIANTS if re.search(options.only, name)]
         print("seed", options.seed)
         lines = []
         waiting = [guarded(check, (n, options.folder, options.seed, options.budget), 12.0) for n in reversed(names)]

@@ -17,7 +17,7 @@ from warpsmith.runtime.launch import Argument
 from warpsmith.runtime.modules import load_kernel
 
 from .cases import Case
-from .kernels import GEMM, TILES, cubin
+from .kernels import KERNEL, VARIANTS, cubin, tile
 from .problem import DTYPES, Problem, make_problem
 
 LIMITS = {"bf16": 3e-3, "fp16": 4e-4, "fp32": 2e-6}
@@ -34,9 +34,9 @@ _BITS = {2: (torch.int16, 0x7BCD), 4: (torch.int32, 0x7BCDEF01)}
 @cache
 def load(variant: str, folder: Path | None) -> Any:
     """A variant ready to launch."""
-    data = cubin(GEMM.variant(variant), TARGET, folder)
-    name = CubinId(GEMM.name, variant, TARGET)
-    return load_kernel(default_driver(), 0, Capability(9, 0), GEMM, name, data, "the tests")
+    data = cubin(variant, TARGET, folder)
+    name = CubinId(KERNEL.name, VARIANTS[variant][0].name, TARGET)
+    return load_kernel(default_driver(), 0, Capability(9, 0), KERNEL, name, data, "the tests")
 
 
 def tensor_map(x: Any, box_rows: int) -> bytes:
@@ -66,12 +66,11 @@ def tensor_map(x: Any, box_rows: int) -> bytes:
 
 def tiles_of(variant: str, case: Case, rows: int, matrices: int) -> int:
     """Tiles of the problem; grouped, an upper bound."""
-    tile = TILES[variant.partition("_")[2]]
-    high, wide = (tile.m * tile.cluster, tile.n) if tile.shares_b else (tile.m, tile.n * tile.cluster)
-    columns = -(-case.n // wide)
+    shape = tile(variant)
+    high, columns = shape.m * shape.cluster, -(-case.n // shape.n)
     if case.mode == "grouped":
-        return (rows // high + matrices) * columns * tile.cluster
-    return -(-rows // high) * columns * matrices * tile.cluster
+        return (rows // high + matrices) * columns * shape.cluster
+    return -(-rows // high) * columns * matrices * shape.cluster
 
 
 def units_of(case: Case, tiles: int) -> int:
@@ -84,7 +83,6 @@ def arguments(
     variant: str, case: Case, a: Any, b: Any, scales: tuple[Any, Any], d: Any, more: dict[str, Any]
 ) -> tuple[Argument, ...]:
     """The kernel's arguments; `d` is [batches, rows, pitch], `more` has what is not always there."""
-    tile = TILES[variant.partition("_")[2]]
     size, matrices = d.element_size(), b.shape[0]
     factors = more.get("factors", (None, None, None))
     bias, index = more.get("bias"), more.get("index")
@@ -96,8 +94,8 @@ def arguments(
     pointers = (*scales, d, bias, *factors, index, workspace, arrivals)
     strides = (0 if x is None else x.stride(0) * x.element_size() for x in (*scales, bias))
     return (
-        tensor_map(a, tile.m if tile.shares_b else tile.m // tile.cluster),
-        tensor_map(b, tile.n // tile.cluster if tile.shares_b else tile.n),
+        tensor_map(a, tile(variant).box_rows[0]),
+        tensor_map(b, tile(variant).box_rows[1]),
         *(0 if x is None else x.data_ptr() for x in pointers),
         d.stride(1) * size,
         d.stride(0) * size,
@@ -119,16 +117,16 @@ class Launch:
         pitch = -(-case.n // 8) * 8 + (step if case.odd else 16)
         self._bits, self.poison = _BITS[dtype.itemsize]
         self.raw = torch.empty((a.data.shape[0], problem.rows + 1, pitch), dtype=self._bits, device="cuda")
-        tile = TILES[variant.partition("_")[2]]
+        shape = tile(variant)
         self.tiles = tiles_of(variant, case, problem.rows, b.data.shape[0])
         self.arrivals = torch.zeros(self.tiles, dtype=torch.int32, device="cuda")
-        words = self.tiles * (case.splits & 255) * tile.m * tile.n if case.splits > 1 else 4
+        words = self.tiles * (case.splits & 255) * shape.m * shape.n if case.splits > 1 else 4
         self._kept = (torch.full((words,), float("nan"), device="cuda"), problem)
         more = {name: getattr(problem, name) for name in ("factors", "bias", "index", "alpha")}
         more |= {"workspace": self._kept[0], "arrivals": self.arrivals}
         scales = (a.scales, b.scales)
         self.arguments = arguments(variant, case, a.data, b.data, scales, self.raw.view(dtype), more)
-        self.grid = max(1, min(case.blocks, units_of(case, self.tiles)) // tile.cluster) * tile.cluster
+        self.grid = max(1, min(case.blocks, units_of(case, self.tiles)) // shape.cluster) * shape.cluster
 
     def run(self, kernel: Any) -> Any:
         """Poison D and launch; D with its surroundings, as bits."""
@@ -152,7 +150,7 @@ def problems(variant: str, case: Case, folder: Path | None, seed: int) -> tuple[
     inside = raw[:, : problem.rows, : case.n]
     if (inside[~problem.valid] != launch.poison).any():
         found.append("wrote rows that are not to be written")
-    cluster = TILES[variant.partition("_")[2]].cluster
+    cluster = tile(variant).cluster
     launch.grid = max(1, launch.grid // 2 // cluster) * cluster
     if not torch.equal(raw, launch.run(kernel)):
         found.append("half as many blocks give other bits")

@@ -13,7 +13,7 @@ import torch
 
 from .cases import Case
 from .gemm import arguments, load, tiles_of, units_of
-from .kernels import TILES
+from .kernels import tile
 from .problem import DTYPES
 
 ROTATED = 160e6  # bytes, beyond the 60 MB of L2
@@ -135,14 +135,14 @@ def variant_timer(
     variant: str, operands: Operands, splits: int, constant_b: bool, folder: Path | None, sms: int
 ) -> Timer:
     """Launches of a variant."""
-    kernel, shape, tile = load(variant, folder), operands.shape, TILES[variant.partition("_")[2]]
+    kernel, shape, block = load(variant, folder), operands.shape, tile(variant)
     case = Case(shape.mode, batches=shape.groups, m=shape.m, n=shape.n, k=shape.k, splits=splits)
     case = replace(case, constant_b=constant_b)
     tiles = tiles_of(variant, case, shape.m, shape.groups)
-    grid = max(1, min(sms * tile.blocks, units_of(case, tiles)) // tile.cluster) * tile.cluster
+    grid = max(1, min(sms * block.blocks, units_of(case, tiles)) // block.cluster) * block.cluster
     shared: dict[str, Any] = {"arrivals": torch.zeros(tiles, dtype=torch.int32, device="cuda")}
     if splits > 1:
-        shared["workspace"] = torch.empty(tiles * (splits & 255) * tile.m * tile.n, device="cuda")
+        shared["workspace"] = torch.empty(tiles * (splits & 255) * block.m * block.n, device="cuda")
     launches = []
     for one in operands.sets:
         scales = (one.get("as"), one.get("bs"))

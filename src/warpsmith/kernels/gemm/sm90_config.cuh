@@ -12,26 +12,17 @@
 #ifndef WS_CLUSTER
 #define WS_CLUSTER 1
 #endif
-#ifndef WS_SHARE_B
-#define WS_SHARE_B !WS_SWAP
-#endif
 #ifndef WS_STAGES
 #define WS_STAGES 12  // at most; as many as fit
 #endif
 #ifndef WS_GROUPS
 #define WS_GROUPS 2
 #endif
-#ifndef WS_GROUPS_K
-#define WS_GROUPS_K 1
-#endif
 #ifndef WS_BLOCKS
 #define WS_BLOCKS 1
 #endif
 #ifndef WS_BUFFERS
 #define WS_BUFFERS 1
-#endif
-#ifndef WS_PART
-#define WS_PART 0
 #endif
 #ifndef WS_BAND
 #define WS_BAND 8
@@ -54,20 +45,16 @@ constexpr u32 kRowBytes = 128, kStepBytes = 32;
 constexpr bool kSwap = WS_SWAP;
 static_assert(kTileK == (kType == WgmmaType::e4m3 ? 128 : 64), "a row of a stage is 128 bytes");
 
-// Blocks of a cluster share rows of one operand, of which each copies its part to all of them, and have rows of the
-// other of their own: they compute tiles one below the other (kShareB) or side by side.
-constexpr u32 kCluster = WS_CLUSTER;
-constexpr bool kShareB = WS_SHARE_B;
-constexpr u32 kClusterM = kShareB ? kCluster * kTileM : kTileM, kClusterN = kShareB ? kTileN : kCluster * kTileN;
-constexpr u32 kPartA = kShareB ? kTileM : kTileM / kCluster, kPartB = kShareB ? kTileN / kCluster : kTileN;  // copied
-static_assert(kPartA % 8 == 0 && kPartB % 8 == 0, "parts start with the swizzle's pattern");
+// Blocks of a cluster compute tiles one below the other: each has rows of A of its own, and copies its part of the rows
+// of B to all of them.
+constexpr u32 kCluster = WS_CLUSTER, kClusterM = kCluster * kTileM, kPartB = kTileN / kCluster;
+static_assert(kPartB % 8 == 0, "parts start with the swizzle's pattern");
 
 // The left operand of the MMA has 64 rows, the right one 8 to 256. Rows of A are on the left, or, for small M, rows of
 // B (kSwap). Two warpgroups divide the left rows, or, where there are 64, the right ones.
-// Or, with kGroupsK = 2, they take turns with the stages; the second one's sums are added to those of the first.
-constexpr u32 kGroups = WS_GROUPS, kGroupsK = WS_GROUPS_K;
+constexpr u32 kGroups = WS_GROUPS;
 constexpr u32 kLeftRows = kSwap ? kTileN : kTileM, kRightRows = kSwap ? kTileM : kTileN;
-constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroups / kGroupsK, kGroupsRight = kGroups / kGroupsK / kGroupsLeft;
+constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroups, kGroupsRight = kGroups / kGroupsLeft;
 constexpr u32 kM64 = kLeftRows / kGroupsLeft / 64, kN = kRightRows / kGroupsRight;  // MMA tiles of a warpgroup
 static_assert(kLeftRows % (64 * kGroupsLeft) == 0 && kN % 8 == 0 && kN <= 256, "whole MMA tiles");
 static_assert(!kSwap || kN <= 64, "swapped tiles are for few rows of A");
@@ -76,14 +63,11 @@ static_assert(kSwap || kN % 64 == 0 || kN == 32, "parts of D have 64 columns or 
 using Sums = float[kM64][kN / 2];
 
 // fp8_block: sums over 128 of K, times the fp32 scales of A and B, are added to those of D.
-// They are made of kPartN columns at a time, so that both fit into a thread's registers; with two buffers, the next
-// sums are under way while the last ones are added.
+// With two buffers the next sums are under way while the last ones are added.
 constexpr bool kPromoted = kType == WgmmaType::e4m3;
-constexpr u32 kPartN = WS_PART ? WS_PART : kPromoted && kN > 192 ? kN / 2 : kN, kPartsN = kN / kPartN;
-constexpr u32 kBuffers = WS_BUFFERS, kTurn = 4 / kPartsN;  // stages in a turn with two buffers
-static_assert(!kPromoted || kM64 == 1, "one MMA tile a warpgroup");
-static_assert(kBuffers == 1 || (kPromoted && kPartsN <= 2 && !kSwap), "parts alternate");
-using Part = float[kPartN / 2];
+constexpr u32 kBuffers = WS_BUFFERS, kTurn = 4;  // stages in a turn of the loop with two buffers
+static_assert(!kPromoted || (kM64 == 1 && kTileN <= 128), "one MMA tile a warpgroup, one of 128 x 128 scales a stage");
+using Part = float[kN / 2];
 
 // ---- warpgroups ---------------------------------------------------------------------------------------------------
 
@@ -92,7 +76,6 @@ using Part = float[kPartN / 2];
 constexpr u32 kBlocks = WS_BLOCKS;
 constexpr bool kMovesRegisters = kBlocks == 1;
 constexpr u32 kMmaWarps = 4 * kGroups, kMmaThreads = 32 * kMmaWarps;
-constexpr u32 kSumThreads = kMmaThreads / kGroupsK;  // those that hold a tile's sums
 constexpr u32 kProducers = kPromoted ? 2 : 1;  // warps: for elements, for scales
 constexpr u32 kThreads = kMmaThreads + (kMovesRegisters ? 128 : 32 * kProducers);
 constexpr u32 kProducerRegisters = 40, kMmaRegisters = 232;
@@ -105,20 +88,15 @@ constexpr u32 kStageBytes = kLeftBytes + kRightBytes;  // left tile, then right 
 static_assert(kLeftBytes % 1024 == 0 && kRightBytes % 1024 == 0, "swizzled tiles are aligned to 1024 bytes");
 
 // fp32 scales of a stage: those of A's rows, copied from a multiple of four rows on; then those of B's rows, or one for
-// each 128 of them.
+// all of them.
 struct Scales {
   static constexpr u32 kA = 0;
   static constexpr u32 kB = (kTileM + 4) * 4;
-  static constexpr u32 kSquares = div_up(kTileN, 128);
   static constexpr u32 kBytes = kPromoted ? kB + (kTileN + 4) * 4 : 0;
-  static_assert(kTileN % 64 == 0 || 128 % kTileN == 0, "64 columns share a scale, or all of the tile");
 };
 
 // Each warp writes D by parts of 2 KB, which pass through shared memory of its own; then come 64 values of bias.
 constexpr u32 kPartBytes = 2048 + 256;
-
-static_assert(kGroupsK == 1 || (kGroups == 2 && kM64 == 1 && kN / 8 * 2048 <= kMmaWarps * kPartBytes && kBuffers == 1),
-              "room for a warpgroup's sums where D passes through");
 
 struct Shared {
   static constexpr u32 kLimit = 233472 / kBlocks - 1024;  // of a block

@@ -15,57 +15,24 @@
 
 namespace ws {
 
-// Adds the sums of the second of two warpgroups that share a tile's K to those of the first, which returns true. They
-// pass through the shared memory where D does: barrier 3 says that it is free.
-WS_DEVICE bool add_groups(Sums& sums, const Place& place, u32 shared) {
-  if constexpr (kGroupsK == 2) {
-    const u32 at = shared + Shared::kParts + threadIdx.x % 128 * 16;
-    if (place.group == 1) {
-      sync_warps<3, 256>();
-#pragma unroll
-      for (u32 i = 0; i < kN / 8; ++i) {
-        const float* const s = &sums[0][i * 4];
-        store_shared(at + i * 2048, {bits_of(s[0]), bits_of(s[1]), bits_of(s[2]), bits_of(s[3])});
-      }
-      sync_warps<2, 256>();
-      return false;
-    }
-    sync_warps<2, 256>();
-#pragma unroll
-    for (u32 i = 0; i < kN / 8; ++i) {
-      u32 v[4];
-      load_shared(at + i * 2048, v);
-#pragma unroll
-      for (u32 c = 0; c < 4; ++c) sums[0][i * 4 + c] += float_of(v[c]);
-    }
-    sync_warps<1, 128>();
-  }
-  return true;
-}
-
-// The first warpgroup has written D, or nothing yet.
-WS_DEVICE void free_parts(const Place& place) {
-  if (kGroupsK == 2 && place.group == 0) asm volatile("barrier.arrive 3, 256;" ::: "memory");
-}
-
 // Leaves a split's sums in the workspace. The block that comes last adds those of all splits in their order, sets the
 // tile's arrivals back to 0 and returns true; the others return false.
 WS_DEVICE bool add_splits(Sums& sums, const Problem& p, const Tile& tile, u32 shared) {
   const u32 splits = tile.splits;
   if (splits == 1) return true;
-  constexpr u32 quads = kM64 * kN / 8 * kSumThreads, per_tile = kN / 8;
+  constexpr u32 quads = kM64 * kN / 8 * kMmaThreads, per_tile = kN / 8;
   const u32 last_word = shared + Shared::kLast;
   float4* all = reinterpret_cast<float4*>(p.workspace) + static_cast<i64>(tile.index) * splits * quads + threadIdx.x;
   if constexpr (!kPromoted) all = opaque_global(all);  // of the two forms the one without spills
 #pragma unroll
   for (u32 i = 0; i < kM64 * per_tile; ++i) {
     const float* const s = &sums[i / per_tile][i % per_tile * 4];
-    all[tile.split * quads + i * kSumThreads] = {s[0], s[1], s[2], s[3]};
+    all[tile.split * quads + i * kMmaThreads] = {s[0], s[1], s[2], s[3]};
   }
   __threadfence();
-  sync_warps<1, kSumThreads>();
+  sync_warps<1, kMmaThreads>();
   if (threadIdx.x == 0) store_shared(last_word, atomicAdd(p.arrivals + tile.index, 1u) == splits - 1 ? 1u : 0u);
-  sync_warps<1, kSumThreads>();
+  sync_warps<1, kMmaThreads>();
   u32 last[1];
   load_shared(last_word, last);
   if (last[0] == 0) return false;
@@ -77,7 +44,7 @@ WS_DEVICE bool add_splits(Sums& sums, const Problem& p, const Tile& tile, u32 sh
   for (u32 split = 0; split < splits; ++split) {
 #pragma unroll
     for (u32 i = 0; i < kM64 * per_tile; ++i) {
-      const float4 part = __ldcg(all + split * quads + i * kSumThreads);
+      const float4 part = __ldcg(all + split * quads + i * kMmaThreads);
       float* const s = &sums[i / per_tile][i % per_tile * 4];
       s[0] += part.x, s[1] += part.y, s[2] += part.z, s[3] += part.w;
     }

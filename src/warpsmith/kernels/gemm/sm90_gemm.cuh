@@ -9,12 +9,10 @@
 //   WS_A_FORMAT, WS_B_FORMAT          WS_BF16 WS_FP16 WS_FP8_BLOCK, the same for both
 //   WS_TILE_M, WS_TILE_N, WS_TILE_K   tile of D, and K of a stage: 64, fp8_block 128
 //   WS_SWAP                           1: rows of B are the MMA's 64-row operand (small M)
-//   WS_CLUSTER                        blocks that share the copies of an operand; 1 by default
-//   WS_SHARE_B                        1: that of B (default unless swapped), 0: that of A
+//   WS_CLUSTER                        blocks, one below the other, that share the copies of B; 1 by default
 //   WS_GROUPS                         warpgroups that multiply: 1 or 2 (default)
-//   WS_GROUPS_K                       2: they share a tile's K and not the tile
 //   WS_BLOCKS                         blocks that share a multiprocessor; 1 by default
-//   WS_BUFFERS, WS_PART               fp8_block: 2: sums of WS_PART columns are added while the next ones are made
+//   WS_BUFFERS                        fp8_block: 2: a stage's sums are added while the next one's are made
 //   WS_STAGES                         at most; by default as many as fit
 //   WS_BAND                           rows of tiles in a band of the raster; 8 by default
 //
@@ -41,7 +39,6 @@
 namespace ws {
 
 WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place& place) {
-  free_parts(place);
 #pragma unroll 1
   for (;; slots.advance()) {
     mbarrier_wait(ring.full(), ring.parity);
@@ -54,9 +51,7 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
       add_stages(sums, ring, place, tile.stages);
     }
     const Tile written = load_tile(slots.slot());
-    if (!add_groups(sums, place, ring.base)) continue;
     if (add_splits(sums, p, written, ring.base)) write_d(sums, p, written, place, ring.base);
-    free_parts(place);
   }
 }
 

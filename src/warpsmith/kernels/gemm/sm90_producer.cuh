@@ -29,30 +29,22 @@ struct RowScaleCopy {
   }
 };
 
-// The 128 x 128 scales of the rows of blocks that a tile of B touches. Lanes fetch 32 at a time.
+// The 128 x 128 scales of a row of blocks of B. Lanes fetch 32 at a time.
 struct SquareScales {
-  const float* source[Scales::kSquares];
+  const float* source;
   u32 blocks, lane;
-  float window[Scales::kSquares];  // this lane's of the 32 in use
+  float window;  // this lane's of the 32 in use
 
-  WS_DEVICE SquareScales(const u8* scales, u32 row, u32 n, u32 k, u32 lane_) : blocks(k / 128), lane(lane_) {
-#pragma unroll
-    for (u32 i = 0; i < Scales::kSquares; ++i) {
-      const u32 block = min(row / 128 + i, (n - 1) / 128);
-      source[i] = reinterpret_cast<const float*>(scales) + static_cast<i64>(block) * blocks;
-      window[i] = 0.0f;
+  WS_DEVICE SquareScales(const u8* scales, u32 row, u32 k, u32 lane_) : blocks(k / 128), lane(lane_), window(0.0f) {
+    source = reinterpret_cast<const float*>(scales) + static_cast<i64>(row / 128) * blocks;
+  }
+
+  WS_DEVICE float at(u32 k_block, bool first) {
+    if (first || k_block % 32 == 0) {
+      const u32 i = k_block / 32 * 32 + lane;
+      window = i < blocks ? source[i] : 0.0f;
     }
-  }
-
-  WS_DEVICE void look(u32 k_block, bool first) {
-    if (!first && k_block % 32 != 0) return;
-    const u32 at = k_block / 32 * 32 + lane;
-#pragma unroll
-    for (u32 i = 0; i < Scales::kSquares; ++i) window[i] = at < blocks ? source[i][at] : 0.0f;
-  }
-
-  WS_DEVICE float at(u32 i, u32 k_block) const {
-    return __shfl_sync(kAllLanes, window[i], static_cast<int>(k_block % 32));
+    return __shfl_sync(kAllLanes, window, static_cast<int>(k_block % 32));
   }
 };
 
@@ -78,28 +70,26 @@ struct TileCopy {
       mbarrier_wait(ring.empty(), ring.parity ^ 1);
       if (i == 0) save_tile(slots.slot(), tile);
       if (i >= begun) copy_b(ring, i);
-      copy_rows<!kShareB, kPartA>(kSwap ? ring.right() : ring.left(), *p.a_map, i, tile.row,
-                                  p.is_grouped() ? 0 : tile.batch, ring.full());
+      load_tensor(kSwap ? ring.right() : ring.left(), *p.a_map, k_of(i), static_cast<int>(tile.row),
+                  p.is_grouped() ? 0 : static_cast<int>(tile.batch), ring.full());
     }
   }
 
  private:
+  // In bytes.
+  WS_DEVICE int k_of(u32 i) const { return static_cast<int>((tile.first_stage + i) * kRowBytes); }
+
   // Announces A too.
   WS_DEVICE void copy_b(const Ring& ring, u32 i) const {
-    mbarrier_arrive_expect(ring.full(), kStageBytes);
-    copy_rows<kShareB, kPartB>(kSwap ? ring.left() : ring.right(), *p.b_map, i, tile.column, tile.batch, ring.full());
-  }
-
-  // Rows of an operand that a cluster shares, a part from each block, or of the block's own.
-  template <bool kShared, u32 kRows>
-  WS_DEVICE void copy_rows(u32 to, const TensorMap& map, u32 i, u32 row, u32 batch, u32 full) const {
-    const int x = static_cast<int>((tile.first_stage + i) * kRowBytes);
-    const int y = static_cast<int>(row), z = static_cast<int>(batch);
-    if constexpr (kShared && kCluster > 1) {
-      const u32 first = rank * kRows;
-      load_tensor_multicast(to + first * kRowBytes, map, x, y + static_cast<int>(first), z, full, (1 << kCluster) - 1);
+    const u32 to = kSwap ? ring.left() : ring.right(), full = ring.full();
+    const int row = static_cast<int>(tile.column), batch = static_cast<int>(tile.batch);
+    mbarrier_arrive_expect(full, kStageBytes);
+    if constexpr (kCluster == 1) {
+      load_tensor(to, *p.b_map, k_of(i), row, batch, full);
     } else {
-      load_tensor(to, map, x, y, z, full);
+      const u32 part = rank * kPartB;
+      load_tensor_multicast(to + part * kRowBytes, *p.b_map, k_of(i), row + static_cast<int>(part), batch, full,
+                            (1 << kCluster) - 1);
     }
   }
 };
@@ -167,20 +157,14 @@ WS_DEVICE void produce_scales(const Problem& p, Ring ring, u32 lane, u32 rank) {
     const u8* const b_scales = p.b_scales + tile.batch * p.b_scale_batch;
     const u8* const a_scales = p.is_grouped() ? p.a_scales : p.a_scales + tile.batch * p.a_scale_batch;
     const RowScaleCopy a(a_scales, tile.row, kTileM, p.m), b(b_scales, tile.column, kTileN, p.n);
-    SquareScales square(b_scales, tile.column, p.n, p.k, lane);
+    SquareScales square(b_scales, tile.column, p.k, lane);
 #pragma unroll 1
     for (u32 i = 0; i < tile.stages; ++i, ring.advance()) {
       const u32 k = tile.first_stage + i, to = ring.scales();
-      float factors[Scales::kSquares];
-      if (!by_rows) square.look(k, i == 0);
-#pragma unroll
-      for (u32 j = 0; j < Scales::kSquares; ++j) factors[j] = by_rows ? 0.0f : square.at(j, k);
+      const float factor = by_rows ? 0.0f : square.at(k, i == 0);
       mbarrier_wait(ring.empty(), ring.parity ^ 1);
       if (lane != 0) continue;
-      if (!by_rows) {
-#pragma unroll
-        for (u32 j = 0; j < Scales::kSquares; ++j) store_shared(to + Scales::kB + j * 4, bits_of(factors[j]));
-      }
+      if (!by_rows) store_shared(to + Scales::kB, bits_of(factor));
       mbarrier_arrive_expect(ring.full(), a.bytes + (by_rows ? b.bytes : 0));
       a.copy(to + Scales::kA, k, ring.full());
       if (by_rows) b.copy(to + Scales::kB, k, ring.full());

@@ -93,7 +93,7 @@ class TileFinder {
  public:
   // Before the first window.
   WS_DEVICE TileFinder(const Problem& p, u32 lane, u32 rank)
-      : lane_(lane), rank_(rank), columns_(div_up(p.n, kClusterN)), base_(0u - kWindow), rows_{}, before_(0), through_(0) {}
+      : lane_(lane), rank_(rank), columns_(div_up(p.n, kTileN)), base_(0u - kWindow), rows_{}, before_(0), through_(0) {}
 
   // Every lane gets the tile; false where there are no more.
   WS_DEVICE bool find(const Problem& p, u32 index, Tile& tile) {
@@ -160,10 +160,10 @@ class TileFinder {
   WS_DEVICE void place(const Rows& rows, u32 in_matrix, Tile& tile) const {
     const u32 band = in_matrix / (kBand * columns_), in_band = in_matrix % (kBand * columns_);
     const u32 height = min(kBand, div_up(rows.count, kClusterM) - band * kBand);
-    const u32 row = (band * kBand + in_band % height) * kClusterM + (kShareB ? rank_ * kTileM : 0);
+    const u32 row = (band * kBand + in_band % height) * kClusterM + rank_ * kTileM;
     tile.row = rows.first + row;
     tile.rows = rows.count > row ? min(kTileM, rows.count - row) : 0;
-    tile.column = in_band / height * kClusterN + (kShareB ? 0 : rank_ * kTileN);
+    tile.column = in_band / height * kTileN;
   }
 
   u32 lane_, rank_, columns_, base_;
