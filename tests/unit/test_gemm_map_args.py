@@ -128,7 +128,7 @@ def test_splits_are_of_k_and_of_dense_problems_alone(mode: str, m: int, n: int, 
     fields = {"format": "nvfp4_x_nvfp4", "mode": mode}
     for kernel, tile in ((KERNELS[0], "t128"), (KERNELS[1], "s16")):
         cubin = CubinId(kernel.name, f"nvfp4_x_nvfp4_{tile}", parse("sm_121a"))
-        splits = choose_map_splits(CATALOG, cubin, fields, size, sms)
+        splits, _ = choose_map_splits(CATALOG, cubin, fields, size, sms)
         most = max_splits(tile_of(kernel, cubin.variant), size)
         assert 1 <= splits <= most
         assert mode == "dense" or splits == most == 1
@@ -138,8 +138,8 @@ def test_a_kernel_without_an_estimate_is_not_split() -> None:
     bare = replace(CATALOG, estimates=())
     cubin = CubinId(KERNELS[0].name, "nvfp4_x_nvfp4_s8", parse("sm_121a"))
     size, fields = Size("dense", 1, 512, 65536), {"format": "nvfp4_x_nvfp4", "mode": "dense"}
-    assert choose_map_splits(bare, cubin, fields, size, 170) == 1
-    assert choose_map_splits(CATALOG, cubin, fields, size, 170) > 8
+    assert choose_map_splits(bare, cubin, fields, size, 170) == (1, 0)
+    assert choose_map_splits(CATALOG, cubin, fields, size, 170)[0] > 8
 
 
 def test_a_product_that_is_too_large_is_refused() -> None:
@@ -150,3 +150,26 @@ def test_a_product_that_is_too_large_is_refused() -> None:
     ):
         with pytest.raises(InvalidArgumentError, match="is too large"):
             planned(size)
+
+
+def test_a_short_last_wave_is_split_and_its_tiles_alone_have_scratch() -> None:
+    cubin = CubinId("sm90_gemm", "bf16_x_bf16_t128x256", parse("sm_90a"))
+    fields = {"format": "bf16_x_bf16", "mode": "dense"}
+    size = Size("dense", 777, 11008, 4096)  # 7 x 43 tiles: 264 in two waves, and 37
+    assert choose_map_splits(CATALOG, cubin, fields, size, 132) == (3, 264)
+    launch = planned(size, tile_of(CATALOG.kernel(cubin.kernel), cubin.variant), splits=3, whole=264)
+    assert launch.arrivals == 37
+    assert launch.workspace == 37 * 3 * 128 * 256 * 4
+    assert launch.tail[9] == 264 << 8 | 3
+    assert launch.grid == (132, 1, 1)
+    for m in (4096, 777 * 40, 64):  # full waves, many waves, less than one
+        assert choose_map_splits(CATALOG, cubin, fields, Size("dense", m, 8448, 4096), 132) == (1, 0)
+
+
+def test_blocks_that_share_a_multiprocessor_are_counted() -> None:
+    kernel = CATALOG.kernel("sm90_gemm")
+    launch = planned(Size("dense", 8, 128256, 4096), tile_of(kernel, "bf16_x_bf16_s8"))
+    assert launch.grid == (264, 1, 1)
+    assert choose_map_splits(
+        CATALOG, CubinId("sm90_gemm", "bf16_x_bf16_s8", parse("sm_90a")), {}, Size("dense", 8, 4096, 7168), 132
+    ) == (4, 0)

@@ -45,6 +45,8 @@ _SM90 = (Capability(9, 0),)
 _SM12X = (Capability(12, 0), Capability(12, 1))
 _PLAIN = ("bf16", "fp16")
 _BLOCK_SCALED = ("nvfp4_x_nvfp4", "mxfp4_x_mxfp4", "mxfp8_x_mxfp8", "fp8_block_x_fp8_block_128x128")
+_FP8 = ("fp8_block_x_fp8_block_128x128",)
+_WGMMA = ("bf16_x_bf16", "fp16_x_fp16", *_FP8)
 _LINEAR, _PREPARED, _EMULATED = (("layout", "linear"),), (("layout", "prepared"),), (("path", "emulated"),)
 _GEMM = (
     *("bf16_x_bf16", "bf16_x_nvfp4", "bf16_x_mxfp4", "bf16_x_mxfp8", "bf16_x_fp8_block_128x128"),
@@ -88,8 +90,12 @@ PROMISES = (
     *_rows("dequantize", ("nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128"), _EVERYWHERE, "dequantize"),
     *_rows("amax_partial", (NO_FORMAT,), _EVERYWHERE, "amax_partial"),
     *_rows("global_scale", (NO_FORMAT,), _EVERYWHERE, "global_scale"),
-    *_rows("gemm", _except(_GEMM, _BLOCK_SCALED), _EVERYWHERE, "sm80_gemm"),
-    *_rows("gemm", _BLOCK_SCALED, _except(_EVERYWHERE, _SM12X), "sm80_gemm"),
+    *_rows("gemm", _except(_GEMM, (*_BLOCK_SCALED, *_WGMMA)), _EVERYWHERE, "sm80_gemm"),
+    *_rows("gemm", _except(_WGMMA, _BLOCK_SCALED), _except(_EVERYWHERE, _SM90), "sm80_gemm"),
+    *_rows("gemm", _except(_BLOCK_SCALED, _WGMMA), _except(_EVERYWHERE, _SM12X), "sm80_gemm"),
+    *_rows("gemm", _FP8, _except(_EVERYWHERE, (*_SM90, *_SM12X)), "sm80_gemm"),
+    *_rows("gemm", _WGMMA, _SM90, "sm90_gemm"),
+    *_rows("gemm", _FP8, _SM90, "sm80_gemm", _LINEAR),
     *_rows("gemm", _BLOCK_SCALED, _SM12X, "sm12x_blockscaled_gemm"),
     *_rows("gemm", _BLOCK_SCALED, _SM12X, "sm80_gemm", _LINEAR),
     *_rows("gemm", _BLOCK_SCALED, _SM90, "sm12x_blockscaled_gemm_emulated", _EMULATED),

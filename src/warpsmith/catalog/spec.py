@@ -17,6 +17,7 @@ from warpsmith.arch import Capability, Suffix, Target
 from warpsmith.errors import CatalogError, InvalidArgumentError
 from warpsmith.tuning import Rule
 from warpsmith.tuning.estimate import Estimate
+from warpsmith.tuning.splits import SplitRule
 
 _PARAM_BYTES = {"ptr": 8, "i64": 8, "i32": 4, "u32": 4, "f32": 4, "tensormap": 128}
 NO_FORMAT = "-"
@@ -316,6 +317,7 @@ class Catalog:
     promises: tuple[Promise, ...]
     tuning: tuple[Rule, ...] = field(default=())
     estimates: tuple[Estimate, ...] = field(default=())
+    splits: tuple[SplitRule, ...] = field(default=())
 
     def operation(self, name: str) -> Operation:
         """The operation of that name.
@@ -343,6 +345,10 @@ class Catalog:
             if kernel.name == name:
                 return kernel
         raise CatalogError(f"the catalog has no kernel {name!r}")
+
+    def split_rule(self, kernel: str, tile: str) -> SplitRule | None:
+        """The rule for splits of K of a kernel's tile, if there is one."""
+        return next((r for r in self.splits if (r.kernel, r.tile) == (kernel, tile)), None)
 
     def estimate(self, kernel: str) -> Estimate | None:
         """What is estimated of a kernel's costs, if anything is."""

@@ -275,8 +275,8 @@ def plan_launch(
     row, facts = CATALOG.kernel(kernel.cubin.kernel), _facts(device)
     if row.takes_maps:
         map_tile = tile_of(row, kernel.cubin.variant)
-        splits = choose_map_splits(CATALOG, kernel.cubin, fields, size, facts.sm_count)
-        mapped = map_launch(map_tile, size, a, b, d, sm_count=facts.sm_count, splits=splits, wide=wide)
+        splits, whole = choose_map_splits(CATALOG, kernel.cubin, fields, size, facts.sm_count)
+        mapped = map_launch(map_tile, size, a, b, d, sm_count=facts.sm_count, splits=splits, whole=whole, wide=wide)
         driver = runtime().driver
         return Planned(kernel, mapped, (TensorMaps(driver, device, mapped.a), TensorMaps(driver, device, mapped.b)))
     tile = sm80_tile(kernel.cubin.variant)

@@ -2,8 +2,9 @@
 """Grids, tensor maps and arguments of GEMM kernels that read their operands through tensor maps.
 
 All of them have the parameters of `catalog.fp4_gemm.PARAMS`, and say their tile by macros: ``WS_TILE_M``,
-``WS_TILE_N``, ``WS_TILE_K``, and ``WS_CLUSTER`` if blocks of a cluster, one below the other, share the rows of B. What
-the parameters mean is in ``docs/kernels/sm12x_blockscaled_gemm.md``.
+``WS_TILE_N``, ``WS_TILE_K``, ``WS_CLUSTER`` if blocks of a cluster, one below the other, share the rows of B, and
+``WS_BLOCKS`` if several share a multiprocessor. What the parameters mean is in
+``docs/kernels/sm12x_blockscaled_gemm.md``.
 """
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ _MAX_WORK = 1 << 32
 
 
 class MapTile(NamedTuple):
-    """What one block computes, and K of a pipeline stage; `cluster` blocks along M share the copies of B."""
+    """What one block computes, and K of a pipeline stage; `cluster` blocks along M share the copies of B.
+
+    `blocks` of them share a multiprocessor.
+    """
 
     m: int
     n: int
     k: int
-    cluster: int
+    cluster: int = 1
+    blocks: int = 1
 
 
 class MapLaunch(NamedTuple):
@@ -77,7 +82,7 @@ def tile_of(kernel: Kernel, variant: str) -> MapTile:
     """
     macros = dict(kernel.variant(variant).macros)
     m, n, k = (int(macros[f"WS_TILE_{axis}"]) for axis in "MNK")
-    return MapTile(m, n, k, int(macros.get("WS_CLUSTER", "1")))
+    return MapTile(m, n, k, int(macros.get("WS_CLUSTER", "1")), int(macros.get("WS_BLOCKS", "1")))
 
 
 def map_tiles(tile: MapTile, size: Size) -> int:
@@ -93,15 +98,23 @@ def max_splits(tile: MapTile, size: Size) -> int:
     return -(-size.k // max(tile.k, _SPLIT_STEP)) if size.mode == "dense" else 1
 
 
-def choose_map_splits(catalog: Catalog, cubin: CubinId, fields: Mapping[str, str], size: Size, sm_count: int) -> int:
-    """The splits of K that the catalog's estimate of a kernel has for its variant; 1 without an estimate."""
-    estimate = catalog.estimate(cubin.kernel)
-    if estimate is None:
-        return 1
-    dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
+def choose_map_splits(
+    catalog: Catalog, cubin: CubinId, fields: Mapping[str, str], size: Size, sm_count: int
+) -> tuple[int, int]:
+    """Parts of K, and how many tiles in front are not split, by the catalog's rule or estimate; (1, 0) without one."""
     kernel = catalog.kernel(cubin.kernel)
-    found = estimate.best(fields, (kernel.variant(cubin.variant).tile,), dims, sm_count)
-    return 1 if found is None else min(found[1], max_splits(tile_of(kernel, cubin.variant), size))
+    name, tile = kernel.variant(cubin.variant).tile, tile_of(kernel, cubin.variant)
+    most, rule = max_splits(tile, size), catalog.split_rule(cubin.kernel, name)
+    if most == 1:
+        return 1, 0
+    if rule is not None:
+        tiles = map_tiles(tile, size)
+        whole = rule.whole(tiles, size.k, sm_count)
+        return (rule.tail, whole) if whole else (min(rule.parts(tiles, size.k, sm_count), most), 0)
+    estimate = catalog.estimate(cubin.kernel)
+    dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
+    found = None if estimate is None else estimate.best(fields, (name,), dims, sm_count)
+    return (1, 0) if found is None else (min(found[1], most), 0)
 
 
 def _spec(operand: Operand, rows: int, batches: int, k: int, box_k: int, box_rows: int) -> MapSpec:
@@ -122,6 +135,7 @@ def map_launch(
     *,
     sm_count: int,
     splits: int = 1,
+    whole: int = 0,
     wide: bool = False,
 ) -> MapLaunch:
     """Plan a kernel that takes tensor maps.
@@ -138,6 +152,8 @@ def map_launch(
         The device's multiprocessors.
     splits
         Of K, from 1 to `max_splits`.
+    whole
+        Tiles in front that are not split; for kernels that have such splits (`sm90_gemm`).
     wide
         Whether offsets or counts are int64.
 
@@ -153,7 +169,9 @@ def map_launch(
         If a size is beyond the kernel's 32-bit numbers.
     """
     tiles = map_tiles(tile, size)
-    blocks = tile.cluster * max(1, min(sm_count // tile.cluster, tiles // tile.cluster * splits))
+    split = tiles - whole if splits > 1 else 0
+    units = tiles - split + split * splits
+    blocks = tile.cluster * max(1, min(sm_count * tile.blocks, units) // tile.cluster)
     if tiles * splits + blocks >= _MAX_WORK or size.m + 127 * size.batches >= 1 << 31 or size.k >= 1 << 30:
         raise InvalidArgumentError(
             f"a product of {size.batches} × {size.m} × {size.n} × {size.k} is too large: it has {tiles} tiles; "
@@ -169,10 +187,10 @@ def map_launch(
         (blocks, 1, 1),
         (
             d.row, d.batch, a.scale_batch, b.scale_batch, d.bias_batch,
-            size.m, size.n, size.k, size.batches, splits, 1.0, flags,
+            size.m, size.n, size.k, size.batches, whole << 8 | splits, 1.0, flags,
         ),
-        tiles * splits * tile.m * tile.n * 4 if splits > 1 else 0,
-        tiles if splits > 1 else 0,
+        split * splits * tile.m * tile.n * 4,
+        split,
         _spec(a, size.m, 1 if grouped else size.batches, size.k, tile.k, tile.m),
         _spec(b, size.n, size.batches, size.k, tile.k, tile.n // tile.cluster),
     )  # fmt: skip

@@ -7,7 +7,6 @@
 #include "common/ptx.cuh"
 #include "common/shared_load.cuh"
 #include "common/shared_store.cuh"
-#include "common/shared_store_vector.cuh"
 #include "common/stmatrix.cuh"
 #include "common/warpgroup.cuh"
 #include "gemm/sm90_config.cuh"
