@@ -49,7 +49,6 @@ class Tile(NamedTuple):
 
 TILES = {
     "t128x256": Tile(128, 256),
-    "t128x192": Tile(128, 192),
     "t128x128": Tile(128, 128),
     "t128x64": Tile(128, 64),
     "t64x128": Tile(64, 128),
