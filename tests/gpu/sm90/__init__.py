@@ -4,5 +4,5 @@
 pytest runs a part of the tests; all of them, or timings beside cuBLASLt, as processes that are killed when they hang::
 
     PYTHONPATH=src:tests/gpu python -m sm90 check [--folder CUBINS] [--only fp8] [--jobs 4]
-    PYTHONPATH=src:tests/gpu python -m sm90 time [--folder CUBINS] [--only bf16] [--out times.json]
+    PYTHONPATH=src:tests/gpu python -m sm90 time --plan plan.json [--folder CUBINS] [--out times.json]
 """
