@@ -13,13 +13,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+from warpsmith.arch import default_target
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.gemm import PAIRS
+from warpsmith.catalog.plan import plan
 from warpsmith.evidence.cases import DTYPES, Case
 from warpsmith.evidence.gemm import GemmCase, gemm_cases
 from warpsmith.evidence.moe_cases import MoeCase, SortCase, all_moe_cases
 from warpsmith.evidence.verify import verify
+from warpsmith.runtime.device import device_facts
 from warpsmith.runtime.driver import default_driver
 from warpsmith.settings import Settings
 
@@ -104,11 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
     outcomes = verify(CATALOG, settings, given.device, default_driver(), seed=given.seed, cases=wanted)
     problems = [f"{outcome.cubin}: {mismatch}" for outcome in outcomes for mismatch in outcome.mismatches]
     run = {(outcome.cubin.kernel, outcome.cubin.variant) for outcome in outcomes}
+    target = default_target(device_facts(given.device, default_driver()).capability)
     planned = {
-        (kernel.name, variant.name)
-        for kernel in CATALOG.kernels
-        if kernel.module == given.module
-        for variant in kernel.variants
+        (c.kernel, c.variant) for c in plan(CATALOG, [target]).cubins if CATALOG.kernel(c.kernel).module == given.module
     }
     problems += [f"{kernel}/{variant} was not run" for kernel, variant in sorted(planned - run)]
     for problem in problems:
