@@ -347,8 +347,13 @@ class Product:
         return want, self._multiply(np.abs(self.a.values), np.abs(self.b.values), None, alpha)
 
 
-def compare(case: GemmCase, got: Array, want: Array, measure: Array, written: Array) -> tuple[str, float]:
-    """How D differs from what it should be, in words (empty if it does not), and the error."""
+def compare(
+    case: GemmCase, got: Array, want: Array, measure: Array, written: Array, tolerance: float = 0.0
+) -> tuple[str, float]:
+    """How D differs from what it should be, in words (empty if it does not), and the error.
+
+    `tolerance` is that of the kernel's sums, where it is more than that of the result's type.
+    """
     values, target, size = got.astype(np.float64)[written], want[written], measure[written]
     nan = np.isnan(target)
     if (np.isnan(values) != nan).any():
@@ -357,5 +362,5 @@ def compare(case: GemmCase, got: Array, want: Array, measure: Array, written: Ar
         error = float(np.linalg.norm(np.where(nan, 0, values - np.where(nan, 0, target))))
         norm = float(np.linalg.norm(np.where(nan, 0, size)))
     relative = error / norm if norm else 0.0 if error == 0 else np.inf
-    limit = LIMITS.get(case.out, max(2e-6, 3e-9 * case.k))
+    limit = max(tolerance, LIMITS.get(case.out, max(2e-6, 3e-9 * case.k)))
     return ("" if relative <= limit else f"error {relative:.3g} exceeds {limit:.3g}"), relative

@@ -38,7 +38,8 @@ def run_gemm(bench: Bench, case: GemmCase, rng: np.random.Generator) -> Iterator
         launch = plan(case, product, row, kernel.cubin.variant, device_facts(bench.device, bench.driver).sm_count)
         results = [_launch(bench, kernel, launch, buffers, product) for _ in range(2)]
         values, faults = results[0]
-        mismatch, error = compare(case, values, want, measure, product.written())
+        tolerance = row.variant(kernel.cubin.variant).tolerance
+        mismatch, error = compare(case, values, want, measure, product.written(), tolerance)
         if values.tobytes() != results[1][0].tobytes():
             faults.append("two runs differ")
         yield kernel.cubin, "; ".join(p for p in (mismatch, *faults) if p), error
