@@ -15,6 +15,8 @@ from warpsmith.catalog.resolve import DeviceFacts, resolve
 from warpsmith.catalog.spec import Problem
 
 FACTS = DeviceFacts(Capability(9, 0), 132)
+PORTABLE = DeviceFacts(Capability(8, 0), 132)
+"""A device that `sm80_gemm` serves with every product."""
 
 
 class Notes:
@@ -22,7 +24,8 @@ class Notes:
 
     driver = None
 
-    def __init__(self) -> None:
+    def __init__(self, facts: DeviceFacts | None = None) -> None:
+        self.facts = facts
         self.problems: list[Problem] = []
         self.computes = False
         self.launches: list[tuple[str, tuple[int, ...], dict[str, Any]]] = []
@@ -30,7 +33,7 @@ class Notes:
     def prepare(self, problem: Problem, device: int) -> Any:
         assert device == -1  # the number of a CPU tensor
         self.problems.append(problem)
-        choice = resolve(CATALOG, problem, FACTS).choice
+        choice = resolve(CATALOG, problem, self.facts or FACTS).choice
         assert choice is not None
         row = CATALOG.kernel(choice.kernel)
 
@@ -50,7 +53,7 @@ class Notes:
         return self.launches[-1][2]
 
 
-def without_device(monkeypatch: pytest.MonkeyPatch) -> Any:
+def without_device(monkeypatch: pytest.MonkeyPatch, facts: DeviceFacts | None = None) -> Any:
     """`warpsmith.ops.cuda_gemm` with empty tables, stream 7, and no device behind it."""
     from warpsmith.ops import cuda_gemm
     from warpsmith.runtime import tensor_map
@@ -59,7 +62,7 @@ def without_device(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(cuda_gemm, "_plans", {})
     monkeypatch.setattr(cuda_gemm, "_arrivals", {})
     monkeypatch.setattr(cuda_gemm, "_current_stream", lambda _: 7)
-    monkeypatch.setattr(cuda_gemm, "_facts", lambda _: FACTS)
+    monkeypatch.setattr(cuda_gemm, "_facts", lambda _: facts or FACTS)
     monkeypatch.setattr(cuda_gemm.torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(cuda_gemm.torch.cuda, "current_device", lambda: -1)
     return cuda_gemm

@@ -8,6 +8,7 @@ import re
 from warpsmith.arch import parse
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog import fused_moe as module
+from warpsmith.catalog.gemm import DEFAULT_PATH, LINEAR_LAYOUT, TILED_LAYOUT
 from warpsmith.catalog.plan import Selection, plan
 from warpsmith.catalog.resolve import DeviceFacts, resolve
 from warpsmith.catalog.source import kernel_sources
@@ -38,7 +39,9 @@ def test_names_are_those_of_the_reference_and_numbers_those_of_the_kernels() -> 
 def test_every_format_has_its_products_everywhere() -> None:
     for capability in module.CAPABILITIES:
         for activations, weights in module.FORMATS:
-            fields = {"format": module.gemm_format(activations, weights), "mode": "grouped"}
+            format = module.gemm_format(activations, weights)
+            layout = TILED_LAYOUT if format in ("bf16_x_bf16", "fp16_x_fp16") else LINEAR_LAYOUT
+            fields = {"format": format, "mode": "grouped", "layout": layout, "path": DEFAULT_PATH}
             problem = Problem.of("gemm", fields, {"m": 4, "n": 4096, "k": 4096, "batches": 32})
             assert resolve(CATALOG, problem, DeviceFacts(capability)).choice is not None
 

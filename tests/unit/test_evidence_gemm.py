@@ -23,6 +23,7 @@ from warpsmith.evidence.gemm import GemmCase, Product, all_gemm_cases, compare, 
 from warpsmith.evidence.gemm_launches import run_gemm
 
 FACTS = DeviceFacts(Capability(9, 0), 132)
+PORTABLE = DeviceFacts(Capability(8, 0), 132)
 Launch = Callable[[str, tuple[int, int, int], tuple[Any, ...]], None]
 
 
@@ -64,7 +65,8 @@ class HostBench:
 
             return SimpleNamespace(cubin=CubinId(self._row, variant, parse("sm_90a")), launch=launch)
 
-        choice = resolve(CATALOG, problem, FACTS).choice
+        facts = PORTABLE if self._row == "sm80_gemm" else FACTS
+        choice = resolve(CATALOG, problem, facts).choice
         assert choice is not None
         assert choice.kernel == self._row
         return {variant: kernel(variant) for variant in self.variants}
@@ -186,3 +188,12 @@ def test_splits_are_bounded_by_the_tiles_of_k() -> None:
     product = Product(case, np.random.default_rng(1))
     kernel = CATALOG.kernel("sm80_gemm")
     assert gemm_launches.plan(case, product, kernel, "bf16_x_nvfp4_rows8", 132).grid[1] == 1
+
+
+def test_a_kernel_may_have_sums_of_fewer_bits_than_fp32() -> None:
+    case = GemmCase("fp8_block", "fp8_block_128x128", 4, 8, 128)
+    want = np.ones((1, 4, 8))
+    got, written = (want * 1.0005).astype(np.float32), np.ones((1, 4), bool)
+    assert "exceeds" in compare(case, got, want, want, written)[0]
+    assert compare(case, got, want, want, written, 1e-3)[0] == ""
+    assert "exceeds" in compare(case, (want * 1.002).astype(np.float32), want, want, written, 1e-3)[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gemm_notes import Notes, without_device
+from gemm_notes import PORTABLE, Notes, without_device
 
 import warpsmith as ws
 from warpsmith.catalog.formats import FORMATS
@@ -21,12 +21,12 @@ torch = pytest.importorskip("torch")
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return without_device(monkeypatch)
+    return without_device(monkeypatch, PORTABLE)
 
 
 @pytest.fixture
 def notes(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Notes:
-    made = Notes()
+    made = Notes(PORTABLE)
     monkeypatch.setattr(cuda, "runtime", lambda: made)
     return made
 

@@ -192,3 +192,46 @@ def test_on_12_1_no_path_has_to_be_asked_for(
     assert variant == f"{a_format}_x_{b_format}_s8"
     assert given["splits"] > 1
     assert grid == (min(48, 4 * given["splits"]), 1, 1)
+
+
+@pytest.fixture
+def hopper(cuda: Any, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(cuda, "DEFAULT_PATH", "default")
+    notes.computes = False
+    return cuda
+
+
+def plain(*shape: int) -> Any:
+    return torch.zeros(*shape, dtype=torch.bfloat16)
+
+
+def test_on_9_0_products_of_16_bits_take_wgmma_with_a_split_last_wave(hopper: Any, notes: Notes) -> None:
+    hopper.dense(plain(777, 4096), plain(11008, 4096), None, None, None)
+    variant, grid, given = notes.launches[-1]
+    assert (variant, grid, given["splits"]) == ("bf16_x_bf16_t128x256", (132, 1, 1), 264 << 8 | 3)
+    boxes = [numbers[6:] for numbers in maps_of(notes)]
+    assert boxes == [(128, 128), (128, 256)]
+
+
+def test_on_9_0_the_blocks_of_a_cluster_copy_parts_of_b(hopper: Any, notes: Notes) -> None:
+    hopper.dense(plain(32, 512), plain(1024, 512), None, None, None)
+    variant, grid, _ = notes.launches[-1]
+    assert (variant, grid) == ("bf16_x_bf16_s32", (32, 1, 1))  # two tiles of rows, one of them empty
+    assert [numbers[6:] for numbers in maps_of(notes)] == [(128, 32), (128, 32)]
+
+
+def test_on_9_0_fp8_blocks_take_wgmma_where_scales_are_m_major(hopper: Any, notes: Notes) -> None:
+    b = values("fp8_block_128x128", 256, 512, seed=1)
+    hopper.dense(values("fp8_block", 300, 512, seed=2), b, None, None, None)
+    assert notes.launches[-1][0] == "fp8_block_x_fp8_block_128x128_t128x128"
+    linear = ws.quantize(torch.ones(300, 512), "fp8_block", scale_layout="linear")
+    hopper.dense(linear, b, None, None, None)
+    assert notes.launches[-1][0] == "fp8_block_x_fp8_block_128x128_rows64"
+
+
+def test_on_9_0_groups_are_counted_on_the_device(hopper: Any, notes: Notes) -> None:
+    offsets = torch.tensor([0, 200, 200, 512], dtype=torch.int32)
+    hopper.grouped(plain(512, 256), plain(3, 64, 256), offsets, None, None, None, None)
+    variant, grid, given = notes.launches[-1]
+    assert (variant, grid) == ("bf16_x_bf16_t128x256", (4 + 3, 1, 1))
+    assert (given["m"], given["batches"], given["index"]) == (512, 3, offsets.data_ptr())
