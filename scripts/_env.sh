@@ -7,10 +7,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 say() { printf '\n== %s\n' "$*" >&2; }
 
 find_python() {
-    local candidate
+    local candidate found
     for candidate in ${PYTHON:+"$PYTHON"} python3 python; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-            command -v "$candidate"
+            found=$(command -v "$candidate")
+            case $found in # what made .venv, where that is active: it cannot remake itself
+            "$PWD"/.venv/*) found=$("$found" -c 'import sys; print(sys._base_executable)') ;;
+            esac
+            echo "$found"
             return
         fi
         if [ -n "${PYTHON:-}" ]; then break; fi

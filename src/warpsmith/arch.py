@@ -12,15 +12,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from warpsmith.errors import TargetError
 
 Suffix = Literal["", "f", "a"]
 
 
-@dataclass(frozen=True, order=True)
-class Capability:
+class Capability(NamedTuple):
     """A compute capability, such as 12.1."""
 
     major: int
@@ -47,8 +46,7 @@ class Capability:
         return found
 
 
-@dataclass(frozen=True)
-class _Facts:
+class _Facts(NamedTuple):
     """What is known of one capability."""
 
     shared_memory: int  # bytes one block may use, opted in

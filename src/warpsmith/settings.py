@@ -25,7 +25,8 @@ class Settings:
     cache_dir
         ``WARPSMITH_CACHE_DIR``: the compile cache; by default the user's cache folder.
     jit
-        ``WARPSMITH_JIT``: whether kernels may be compiled on demand (``allow``, ``forbid``).
+        ``WARPSMITH_JIT``: whether kernels may be compiled on demand (``allow``, ``forbid``). Where it is not set they
+        may, unless signatures are required: what is compiled has none.
     tuning_path
         ``WARPSMITH_TUNING_PATH``: a tuning table that is asked before the built-in ones.
     require_signature
@@ -39,6 +40,18 @@ class Settings:
     tuning_path: Path | None = None
     require_signature: Path | None = None
 
+    @property
+    def jit_refusal(self) -> str:
+        """Why nothing may be compiled on demand; empty if it may."""
+        if self.jit:
+            return ""
+        if self.require_signature is None:
+            return "compiling is forbidden by WARPSMITH_JIT=forbid"
+        return (
+            "compiling is refused: WARPSMITH_REQUIRE_SIGNATURE asks for signed kernels, what is compiled here is not "
+            "signed, and WARPSMITH_JIT is not set to allow it"
+        )
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Read the settings from the environment (or from a mapping, in tests).
@@ -49,8 +62,8 @@ class Settings:
             If ``WARPSMITH_JIT`` is neither ``allow`` nor ``forbid``.
         """
         env = os.environ if environment is None else environment
-        jit = env.get("WARPSMITH_JIT", "allow") or "allow"
-        if jit not in ("allow", "forbid"):
+        jit = env.get("WARPSMITH_JIT", "")
+        if jit not in ("", "allow", "forbid"):
             raise InvalidArgumentError(f"WARPSMITH_JIT={jit!r} is unknown; expected 'allow' or 'forbid'")
         paths = [p for p in env.get("WARPSMITH_BUNDLE_PATH", "").split(os.pathsep) if p]
         cache, tuning = env.get("WARPSMITH_CACHE_DIR"), env.get("WARPSMITH_TUNING_PATH")
@@ -59,7 +72,7 @@ class Settings:
             arch_list=env.get("WARPSMITH_ARCH_LIST", ""),
             bundle_path=tuple(Path(p) for p in paths),
             cache_dir=Path(cache) if cache else default_cache_dir(env),
-            jit=jit == "allow",
+            jit=jit == "allow" or not (jit or signature),
             tuning_path=Path(tuning) if tuning else None,
             require_signature=Path(signature) if signature else None,
         )

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,6 @@ from warpsmith.errors import WorkerError
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes through /proc")
 READ = InspectJob(parse_list("12x")[0], ("a",), (bytes(128),))
-ROUNDS = 4
 SEED = 20260729
 CATALOG = toys.many(8)
 BUILDER = f"""
@@ -89,17 +88,24 @@ def state(pid: int) -> str:
         return ""
 
 
+Record = Callable[[str, object], None]
+"""Keeps a figure beside the test's outcome, for `scripts/soak`."""
+
+
 def test_a_builder_killed_at_any_moment_leaves_no_process_and_a_state_to_go_on_from(
-    tmp_path: Path, reference: dict[str, bytes]
+    tmp_path: Path, reference: dict[str, bytes], kill_rounds: int, record_property: Record
 ) -> None:
     moments = random.Random(SEED)  # noqa: S311 - repeatable, not secret
     store = Store(tmp_path / "cache", on_damage=lambda key, reason: pytest.fail(f"{key} {reason}"))
-    for _ in range(ROUNDS):
+    killed = rounds = 0
+    while killed < kill_rounds and rounds < 10 * kill_rounds:
+        rounds += 1
         builder = subprocess.Popen([sys.executable, "-c", BUILDER], cwd=tmp_path, stderr=subprocess.PIPE)
-        time.sleep(moments.uniform(0.1, 1.6))
+        time.sleep(moments.uniform(0.1, 1.1))
         below = list(descendants(builder.pid))
         builder.kill()
         builder.communicate()
+        killed += builder.returncode == -signal.SIGKILL
         assert gone(below, 5), below
         report = run(tmp_path / "out", store)
         assert report.findings == ()
@@ -107,29 +113,36 @@ def test_a_builder_killed_at_any_moment_leaves_no_process_and_a_state_to_go_on_f
         for entry in (tmp_path / "cache").glob("*.entry"):
             if moments.random() < 0.5:
                 entry.unlink()  # so that the next builder has something to do
+    assert killed == kill_rounds  # the others were done before their moment came
+    record_property("killed", killed)
 
 
-def kill_one(workers: LocalWorkers, after: float) -> None:
+def kill_one(workers: LocalWorkers, after: float, killed: list[int]) -> None:
     """Kill a worker, once there is one."""
     time.sleep(after)
     while not workers._killed:
         alive = [w for w in tuple(workers._all) if w.alive]
         if alive:
             os.kill(alive[0]._process.pid, signal.SIGKILL)
+            killed.append(alive[0]._process.pid)
             return
         time.sleep(0.001)
 
 
-def test_a_worker_killed_at_any_moment_costs_no_build(tmp_path: Path, reference: dict[str, bytes]) -> None:
+def test_a_worker_killed_at_any_moment_costs_no_build(
+    tmp_path: Path, reference: dict[str, bytes], kill_rounds: int, record_property: Record
+) -> None:
     moments = random.Random(SEED)  # noqa: S311 - repeatable, not secret
-    for number in range(ROUNDS):
+    killed: list[int] = []
+    for number in range(kill_rounds):
         with LocalWorkers(2) as workers:
-            killer = threading.Thread(target=kill_one, args=(workers, moments.uniform(0, 0.7)))
+            killer = threading.Thread(target=kill_one, args=(workers, moments.uniform(0, 0.7), killed))
             killer.start()
             report = run(tmp_path / str(number), executor=workers)
         killer.join()
         assert report.findings == ()
         assert contents(tmp_path / str(number)) == reference
+    record_property("killed", len(killed))
 
 
 def test_workers_killed_without_end_are_an_error_that_names_a_cubin(tmp_path: Path) -> None:

@@ -94,6 +94,15 @@ def test_what_one_machine_compiled_another_takes_from_s3(
 
 
 @pytest.mark.usefixtures("server")
+def test_what_a_machine_compiled_before_it_knew_the_cache_is_shared(tmp_path: Path, expected: dict[str, bytes]) -> None:
+    build(tmp_path / "one")
+    known, said, tree = build(tmp_path / "one", "--cache", "s3://bucket/kernels")
+    assert (known["cached"], warned(said), tree) == (NUMBER, [], expected)
+    other, said, tree = build(tmp_path / "two", "--cache", "s3://bucket/kernels")
+    assert (other["cached"], warned(said), tree) == (NUMBER, [], expected)
+
+
+@pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("harm", ["truncated", "emptied", "flipped", "another"])
 def test_damaged_objects_are_reported_compiled_again_and_mended(
     tmp_path: Path, expected: dict[str, bytes], harm: str

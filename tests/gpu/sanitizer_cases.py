@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small launches of every `fp4_quantization` kernel, to run under compute-sanitizer; torch is not needed.
+"""Small launches of every kernel of a module, to run under compute-sanitizer; torch is not needed.
 
-``compute-sanitizer --tool memcheck python tests/gpu/sanitizer_cases.py`` (or racecheck, initcheck, synccheck). Kernels
-come from ``WARPSMITH_BUNDLE_PATH``: compiling under the sanitizer takes long. Exit code 1 on a mismatch with the
-reference, a write outside of an output, or a kernel that was not run.
+``compute-sanitizer --tool memcheck python tests/gpu/sanitizer_cases.py --module gemm``, or another tool (racecheck,
+initcheck, synccheck). Kernels come from ``WARPSMITH_BUNDLE_PATH``: compiling under the sanitizer takes long. Exit code
+1 on a mismatch with the reference, a write outside of an output, or a kernel that was not run.
 """
 
 from __future__ import annotations
@@ -13,21 +13,44 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+from warpsmith.arch import default_target
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.formats import FORMATS
-from warpsmith.catalog.fp4_quantization import KERNELS
+from warpsmith.catalog.gemm import PAIRS
+from warpsmith.catalog.gemm_stream import PAIRS as STREAMED
+from warpsmith.catalog.plan import plan
 from warpsmith.evidence.cases import DTYPES, Case
+from warpsmith.evidence.gemm import GemmCase, gemm_cases, stream_cases
+from warpsmith.evidence.moe_cases import MoeCase, SortCase, all_moe_cases
 from warpsmith.evidence.verify import verify
+from warpsmith.runtime.device import device_facts
 from warpsmith.runtime.driver import default_driver
 from warpsmith.settings import Settings
 
 OFFSETS = (0, 0, 1, 130, 130, 141)
 
 
-def cases() -> list[Case]:
-    """One case for each kernel of an input type: misaligned, grouped, or batched, with the layouts in turn.
+MOST_GEMM = 1 << 22
+"""Multiplications of the largest product: of each pair, those of the evidence that are no larger."""
 
-    Both tiles of a kernel run in each case.
+
+def gemm() -> list[GemmCase]:
+    """Small products of each pair: tails, bias, padding, groups with 0 and 1 rows, counts, splits of K."""
+    found = [c for a, b in PAIRS for c in gemm_cases(a, b)]
+    found += [c for a, b in STREAMED for c in stream_cases(a, b)]
+    found = [c for c in found if c.kind in ("normal", "not_finite")]
+    return [c for c in found if (sum(c.rows) or c.batches * c.m) * c.n * c.k <= MOST_GEMM]
+
+
+def fused_moe() -> list[MoeCase]:
+    """Every case of the module but the longest sort."""
+    return [c for c in all_moe_cases() if not isinstance(c, SortCase) or c.tokens * c.top_k <= 1 << 14]
+
+
+def cases() -> list[Case]:
+    """Of `fp4_quantization`, one case for each kernel of an input type: misaligned, grouped, or batched.
+
+    Layouts come in turn. Both tiles of a kernel run in each case.
     """
     return [*_quantize("quantize", 0), *_quantize("silu_and_mul_quantize", 1), *_dequantize(), *_amax()]
 
@@ -77,15 +100,20 @@ def _grouped(case: Case) -> Case:
 def main(arguments: list[str] | None = None) -> int:
     """Run the cases; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--module", choices=("fp4_quantization", "gemm", "fused_moe"), default="fp4_quantization")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=int, default=0)
     given = parser.parse_args(arguments)
-    wanted = cases()
+    of_module = {"fp4_quantization": cases, "gemm": gemm, "fused_moe": fused_moe}
+    wanted: list[Case | GemmCase | MoeCase] = [*of_module[given.module]()]
     settings = Settings.from_environment()
     outcomes = verify(CATALOG, settings, given.device, default_driver(), seed=given.seed, cases=wanted)
     problems = [f"{outcome.cubin}: {mismatch}" for outcome in outcomes for mismatch in outcome.mismatches]
     run = {(outcome.cubin.kernel, outcome.cubin.variant) for outcome in outcomes}
-    planned = {(kernel.name, variant.name) for kernel in KERNELS for variant in kernel.variants}
+    target = default_target(device_facts(given.device, default_driver()).capability)
+    planned = {
+        (c.kernel, c.variant) for c in plan(CATALOG, [target]).cubins if CATALOG.kernel(c.kernel).module == given.module
+    }
     problems += [f"{kernel}/{variant} was not run" for kernel, variant in sorted(planned - run)]
     for problem in problems:
         print(problem)

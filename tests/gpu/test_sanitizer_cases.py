@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.fp4_quantization import KERNELS
+from warpsmith.catalog.gemm import MODES, PAIRS
+from warpsmith.ops.moe_args import CHUNK
 
-from .sanitizer_cases import cases
+from .sanitizer_cases import cases, fused_moe, gemm
 
 
 def test_each_kernel_is_reached() -> None:
@@ -33,3 +35,16 @@ def test_each_layout_is_misaligned_and_grouped() -> None:
 def test_they_are_few_and_small() -> None:
     assert len(cases()) < 60
     assert max(c.batches * c.m * c.k for c in cases()) < 1 << 18
+
+
+def test_products_are_of_each_pair_and_mode_with_splits_and_bias() -> None:
+    for pair in PAIRS:
+        some = [c for c in gemm() if (c.a, c.b) == pair]
+        assert {c.mode for c in some} == set(MODES)
+        assert any(c.splits > 1 for c in some)
+        assert any(c.bias for c in some)
+
+
+def test_every_kernel_of_a_moe_layer_is_reached_with_several_chunks() -> None:
+    assert {c.operation for c in fused_moe()} == {"moe_route", "moe_permute", "moe_activation", "moe_combine"}
+    assert any(c.tokens * c.top_k > 4 * CHUNK for c in fused_moe() if c.operation == "moe_permute")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The long tests of bundles: fuzzing of every reader, and many processes that start at once. Writes the result.
+"""The long tests: killed builds, fuzzing of every reader, many processes that start at once. Writes the result.
 
 ``python bundles.py RESULT.json [INPUTS]``: INPUTS in all, a million if it is not given.
 """
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from warpsmith.compiler.build import build  # noqa: E402
 
 SHARES = {"manifest": 0.3, "cubin": 0.3, "wheel": 0.2, "directory": 0.1, "models": 0.15}
 PROCESSES = (1, 8, 64)
+KILL_ROUNDS = 50
 
 
 def make_key(folder: Path) -> SigningKey:
@@ -69,12 +71,31 @@ def fuzz(name: str, runs: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+def kill(rounds: int, folder: Path) -> dict[str, Any]:
+    """Builders and single workers killed at random moments: how many were, and how long it took; a failure raises."""
+    report = folder / "kills.xml"
+    command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / "compile" / "test_compile_kills.py")]
+    command += [f"--kill-rounds={rounds}", f"--junitxml={report}", "-o", "junit_family=legacy"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"a killed build was not made good:\n{done.stdout[-6000:]}")
+    found: dict[str, Any] = {}
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314
+        for what in ("builder", "worker"):
+            if case.get("name", "").startswith(f"test_a_{what}_killed"):
+                killed = [int(p.get("value", "")) for p in case.iter("property") if p.get("name") == "killed"]
+                found[what] = {"killed": killed[0], "seconds": round(float(case.get("time", "nan")), 1)}
+    print(f"kills: {found}", file=sys.stderr)
+    return found
+
+
 def main() -> None:
     """Run all of it."""
     out, inputs = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1_000_000
     memory = Path("/dev/shm")  # a file system in memory, if there is one
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         folder = Path(name)
+        kills = kill(KILL_ROUNDS, folder)
         make_seeds(folder)
         fuzzed = {reader: fuzz(reader, int(inputs * share), folder) for reader, share in SHARES.items()}
     with tempfile.TemporaryDirectory() as name:
@@ -83,6 +104,7 @@ def main() -> None:
     result = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "kills": kills,
         "fuzzing": fuzzed,
         "inputs": sum(f["inputs"] for f in fuzzed.values()),
         "starting": started,

@@ -16,15 +16,19 @@ from warpsmith.catalog.spec import Kernel, Promise
 from warpsmith.tuning import Bound, Rule
 
 SPARK = Capability(12, 1)
-FEW = Kernel(
-    "scale_few", "scaling", "scale", "scale.cuh", "ws_scale_few", NATIVE, PARAMS, variants()[:1], "f",
-    limits=(Bound(("m",), maximum=16),),
-)  # fmt: skip
+
+
+def few(limit: Bound) -> Kernel:
+    variant = dataclasses.replace(variants()[0], limits=(limit,))
+    return Kernel("scale_few", "scaling", "scale", "scale.cuh", "ws_scale_few", NATIVE, PARAMS, (variant,), "f")
+
+
+FEW = few(Bound(("m",), maximum=16))
 
 
 def promised(promise: Promise) -> Promise:
-    few = promise.format == "f4" and promise.capability in NATIVE
-    return dataclasses.replace(promise, others=("scale_few",)) if few else promise
+    limited = promise.format == "f4" and promise.capability in NATIVE
+    return promise._replace(others=("scale_few",)) if limited else promise
 
 
 LIMITED = dataclasses.replace(
@@ -41,14 +45,14 @@ def test_a_kernel_serves_the_sizes_within_its_limits(m: int, kernel: str) -> Non
     assert decision.choice is not None
     assert decision.choice.kernel == kernel
     if kernel != "scale_few":
-        assert "scale_few: is for m <= 16" in decision.explain()
+        assert "is for m <= 16" in decision.explain()
 
 
 def test_both_kernels_of_a_promise_are_asked_for() -> None:
     assert broken_promises(LIMITED, SPARK) == []
     unpromised = dataclasses.replace(LIMITED, promises=CATALOG.promises)
     assert any("served by scale_few instead" in f.message for f in broken_promises(unpromised, SPARK))
-    closed = dataclasses.replace(FEW, limits=(Bound(("m",), minimum=1 << 40),))
+    closed = few(Bound(("m",), minimum=1 << 40))
     idle = dataclasses.replace(LIMITED, kernels=(closed, *CATALOG.kernels))
     assert any("scale_few serves none of its sizes" in f.message for f in broken_promises(idle, SPARK))
 

@@ -118,7 +118,7 @@ def test_closure_is_over_exactly_what_was_asked(gone: str) -> None:
 
 
 def test_a_shape_that_another_kernel_serves_breaks_the_promise() -> None:
-    promises = tuple(replace(p, kernel="scale_portable") if p.kernel else p for p in SMALL.promises)
+    promises = tuple(p._replace(kernel="scale_portable") if p.kernel else p for p in SMALL.promises)
     selection = models({"operation": "scale", "dims": {"m": 1, "k": 32}})
     (first, *_) = broken_promises(replace(SMALL, promises=promises), Capability(12, 1), selection=selection)
     assert "is served by scale_native instead" in first.message

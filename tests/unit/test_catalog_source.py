@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import CATALOG
 
+from warpsmith.catalog import CATALOG as SHIPPED
 from warpsmith.catalog import source
 from warpsmith.catalog.source import closure, digest_parts, kernel_sources, render, source_unit
 from warpsmith.catalog.spec import Param
@@ -66,8 +67,8 @@ def test_the_digest_depends_on_all_that_the_cubin_is_made_from(monkeypatch: pyte
     digests = [
         digest(),
         digest(params=(*KERNEL.params, Param("extra", "i32"))),
-        digest(params=(dataclasses.replace(KERNEL.params[0], name="renamed"), *KERNEL.params[1:])),
-        digest(params=(dataclasses.replace(KERNEL.params[0], ctype="i64"), *KERNEL.params[1:])),
+        digest(params=(KERNEL.params[0]._replace(name="renamed"), *KERNEL.params[1:])),
+        digest(params=(KERNEL.params[0]._replace(ctype="i64"), *KERNEL.params[1:])),
         digest(entry="ws_other"),
         source_unit(KERNEL, macros, SOURCES).digest,
         source_unit(KERNEL, VARIANT, edited).digest,
@@ -91,6 +92,20 @@ def test_the_package_carries_its_sources_and_they_are_closed() -> None:
     assert sources
     for name in sources:
         closure(name, sources)
+
+
+@pytest.mark.parametrize("name", ["../arch.py", "common/../common/ptx.cuh", "/etc/passwd", "common", "gone/x.cuh", ""])
+def test_nothing_but_a_source_is_read(name: str) -> None:
+    assert name not in kernel_sources()
+
+
+def test_deciding_reads_only_the_sources_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = source._Sources()
+    monkeypatch.setattr(source, "kernel_sources", lambda: fresh)
+    row = SHIPPED.kernel("quantize")
+    unit = source_unit(row, row.variants[0])
+    assert sorted(fresh._texts) == [name for name, _ in unit.headers]
+    assert len(fresh._texts) < len(fresh)
 
 
 @pytest.mark.parametrize("word", ["__FILE__", "__DATE__", "__TIME__", "__TIMESTAMP__"])

@@ -92,6 +92,50 @@ def test_copies_of_shared_entries_are_kept_apart_and_a_release_reads_neither(tmp
     assert open_shared(url).get(KEYS[0]) == b"compiled here"
 
 
+def test_what_is_found_here_is_shared_unless_it_is(tmp_path: Path, url: str) -> None:
+    for key in KEYS[:3]:
+        Store(tmp_path).put(key, VALUES[key])
+    Store(tmp_path / "shared").put(KEYS[3], VALUES[KEYS[3]])
+    open_shared(url).put(KEYS[0], b"of another")
+    faults.calls.clear()
+    with stores(tmp_path, url) as layers:
+        layers.expect(KEYS[:4])
+        assert [layers.get(key) for key in KEYS[:4]] == [VALUES[key] for key in KEYS[:4]]
+    assert sorted(path[-10:] for _, path in faults.calls) == [f"{key[-4:]}.entry" for key in KEYS[1:3]]
+    assert {what for what, _ in faults.calls} == {"write"}
+    shared = open_shared(url)
+    assert [shared.get(key) for key in KEYS[:4]] == [b"of another", VALUES[KEYS[1]], VALUES[KEYS[2]], None]
+
+
+def test_a_release_shares_what_this_machine_compiled_before(tmp_path: Path, url: str) -> None:
+    Store(tmp_path).put(KEYS[0], VALUES[KEYS[0]])
+    with stores(tmp_path, url, release=True) as layers:
+        assert layers.get(KEYS[0]) == VALUES[KEYS[0]]
+    assert [what for what, _ in faults.calls] == ["write"]
+    assert open_shared(url).get(KEYS[0]) == VALUES[KEYS[0]]
+
+
+@pytest.mark.parametrize("fault", ["down", "stuck", "nonsense", "read_only", "full", "stuck_writes"])
+def test_sharing_what_is_found_here_costs_at_most_one_warning_and_one_wait(
+    tmp_path: Path, url: str, fault: str
+) -> None:
+    for key, value in VALUES.items():
+        Store(tmp_path).put(key, value)
+    faults.faults.append(getattr(faults, fault))
+    found: dict[str, bytes | None] = {}
+
+    def build() -> None:
+        with stores(tmp_path, url) as layers:
+            read_all(layers, found)
+
+    start = time.monotonic()
+    told = said(build)
+    assert time.monotonic() - start < 2
+    assert found == VALUES
+    assert len(told) == 1
+    assert "the shared compile cache cannot be written" in told[0]
+
+
 def test_reading_goes_on_side_by_side(tmp_path: Path, url: str) -> None:
     fill(url)
     faults.faults.append(faults.slow(0.05))

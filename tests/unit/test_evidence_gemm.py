@@ -14,13 +14,17 @@ import pytest
 
 from warpsmith.arch import Capability, parse
 from warpsmith.catalog import CATALOG
+from warpsmith.catalog.fp4_gemm import PAIRS as BLOCK_SCALED
 from warpsmith.catalog.gemm import PAIRS
 from warpsmith.catalog.gemm_stream import PAIRS as STREAMED
 from warpsmith.catalog.resolve import DeviceFacts, resolve
 from warpsmith.catalog.spec import CubinId, Problem
-from warpsmith.evidence import device, gemm
-from warpsmith.evidence.gemm import GemmCase, Product, all_gemm_cases, compare, gemm_cases, run_gemm
+from warpsmith.evidence import device, gemm_launches
+from warpsmith.evidence.gemm import GemmCase, Product, all_gemm_cases, compare, emulated_cases, gemm_cases, stream_cases
+from warpsmith.evidence.gemm_launches import run_gemm
 
+FACTS = DeviceFacts(Capability(9, 0), 132)
+PORTABLE = DeviceFacts(Capability(8, 0), 132)
 Launch = Callable[[str, tuple[int, int, int], tuple[Any, ...]], None]
 
 
@@ -48,11 +52,11 @@ class HostBuffer:
 class HostBench:
     """A bench whose kernels are those of the emulator, or a broken one."""
 
-    device, driver, sm_count = 0, None, 132
+    catalog, device, driver = CATALOG, 0, None
     stream = SimpleNamespace(handle=0, synchronize=lambda: None)
 
-    def __init__(self, variants: tuple[str, ...], launch: Launch) -> None:
-        self.variants, self._launch = variants, launch
+    def __init__(self, variants: tuple[str, ...], launch: Launch, row: str) -> None:
+        self.variants, self._launch, self._row = variants, launch, row
 
     def kernels(self, problem: Problem) -> dict[str, Any]:
         def kernel(variant: str) -> Any:
@@ -60,22 +64,36 @@ class HostBench:
                 assert stream == 0
                 self._launch(variant, grid, args)
 
-            name = "sm90_stream_gemm" if "_stream" in variant else "sm80_gemm"
-            return SimpleNamespace(cubin=CubinId(name, variant, parse("sm_90a")), launch=launch)
+            return SimpleNamespace(cubin=CubinId(self._row, variant, parse("sm_90a")), launch=launch)
 
-        assert resolve(CATALOG, problem, DeviceFacts(Capability(9, 0), 132)).choice is not None
+        facts = PORTABLE if self._row == "sm80_gemm" else FACTS
+        choice = resolve(CATALOG, problem, facts).choice
+        assert choice is not None
+        assert choice.kernel == self._row
         return {variant: kernel(variant) for variant in self.variants}
 
 
 @pytest.fixture(autouse=True)
 def host_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "DeviceBuffer", HostBuffer)
+    monkeypatch.setattr(gemm_launches, "device_facts", lambda *_: FACTS)
+    monkeypatch.setattr(gemm_launches, "encode", gemm_emulator.encode)
 
 
-def run(case: GemmCase, launch: Launch = gemm_emulator.launch, tile: str = "rows16") -> Iterator[tuple[str, float]]:
-    bench: Any = HostBench((f"{case.a}_x_{case.b}_{tile}",), launch)
+def run(
+    case: GemmCase, launch: Launch = gemm_emulator.launch, tile: str = "rows16", row: str = "sm80_gemm"
+) -> Iterator[tuple[str, float]]:
+    bench: Any = HostBench((f"{case.a}_x_{case.b}_{tile}",), launch, row)
     for _, mismatch, error in run_gemm(bench, case, np.random.default_rng(7)):
         yield mismatch, error
+
+
+def served_by(case: GemmCase) -> str:
+    fields = {"format": case.format, "mode": case.mode, "layout": case.layout, "path": case.path}
+    dims = {"m": case.size.rows, "n": case.n, "k": case.k, "batches": case.batches}
+    choice = resolve(CATALOG, Problem.of("gemm", fields, dims), FACTS).choice
+    assert choice is not None
+    return choice.kernel
 
 
 def small(case: GemmCase) -> bool:
@@ -94,9 +112,23 @@ def test_a_right_kernel_passes_every_case(a: str, b: str) -> None:
 
 @pytest.mark.parametrize(("a", "b"), STREAMED, ids=lambda f: f)
 def test_the_kernel_for_few_rows_is_given_what_it_needs(a: str, b: str) -> None:
-    for case in gemm_cases(a, b):
-        if small(case) and case.m < 40:
-            assert [mismatch for mismatch, _ in run(case, tile="stream")] == [""], case
+    ran = [case for case in (*gemm_cases(a, b), *stream_cases(a, b)) if small(case)]
+    kernels = [served_by(case) for case in ran]
+    assert kernels.count("sm90_stream_gemm") >= 8
+    assert kernels.count("sm90_stream_pair_gemm") >= 2
+    for case, kernel in zip(ran, kernels, strict=True):
+        if kernel != "sm80_gemm":
+            assert [mismatch for mismatch, _ in run(case, tile="stream", row=kernel)] == [""], case
+
+
+@pytest.mark.parametrize(("a", "b"), BLOCK_SCALED, ids=lambda f: f)
+def test_a_right_kernel_that_takes_maps_passes_every_case(a: str, b: str) -> None:
+    ran = [case for case in emulated_cases(a, b) if small(case)]
+    assert len(ran) >= 14
+    for case in ran:
+        for mismatch, error in run(case, gemm_emulator.launch_maps, "s16", gemm_emulator.MAP_KERNEL.name):
+            assert mismatch == "", case
+            assert error <= 3e-3
 
 
 def changed(**changes: Callable[[Any], Any]) -> Launch:
@@ -164,10 +196,9 @@ def test_every_variant_is_run() -> None:
 
 def test_a_forced_tile_is_forced_where_it_exists_and_nowhere_else() -> None:
     forced = replace(CATALOG, tuning=device._forcing(CATALOG, "rows8"))
-    facts = DeviceFacts(Capability(9, 0), 132)
     for format, tile in (("bf16_x_nvfp4", "rows8"), ("fp16_x_nvfp4", "large")):
         problem = CATALOG.operation("gemm").problem({"format": format, "m": 4096})
-        choice = resolve(forced, problem, facts).choice
+        choice = resolve(forced, problem, FACTS).choice
         assert choice is not None
         assert choice.variant == f"{format}_{tile}"
 
@@ -175,5 +206,14 @@ def test_a_forced_tile_is_forced_where_it_exists_and_nowhere_else() -> None:
 def test_splits_are_bounded_by_the_tiles_of_k() -> None:
     case = replace(CASE, splits=3, k=512)
     product = Product(case, np.random.default_rng(1))
-    cubin = CubinId("sm80_gemm", "bf16_x_nvfp4_rows8", parse("sm_90a"))
-    assert gemm.plan(case, product, cubin, 132).grid[1] == 1
+    kernel = CATALOG.kernel("sm80_gemm")
+    assert gemm_launches.plan(case, product, kernel, "bf16_x_nvfp4_rows8", 132).grid[1] == 1
+
+
+def test_a_kernel_may_have_sums_of_fewer_bits_than_fp32() -> None:
+    case = GemmCase("fp8_block", "fp8_block_128x128", 4, 8, 128)
+    want = np.ones((1, 4, 8))
+    got, written = (want * 1.0005).astype(np.float32), np.ones((1, 4), bool)
+    assert "exceeds" in compare(case, got, want, want, written)[0]
+    assert compare(case, got, want, want, written, 1e-3)[0] == ""
+    assert "exceeds" in compare(case, (want * 1.002).astype(np.float32), want, want, written, 1e-3)[0]

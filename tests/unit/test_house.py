@@ -21,21 +21,31 @@ MAX_LINES = 500
 
 PUBLIC = [
     "Decision",
+    "Experts",
     "InvalidArgumentError",
     "MissingKernelError",
     "NotLoadedError",
+    "Permutation",
     "QTensor",
+    "Routing",
     "UnsupportedError",
     "WarpsmithError",
     "__version__",
     "dequantize",
     "explain",
+    "fused_moe",
     "gemm",
     "global_scale",
     "grouped_gemm",
     "load",
+    "moe_combine",
+    "moe_permute",
+    "moe_workspace",
+    "prepare_weight",
     "quantize",
+    "route",
     "silu_and_mul_quantize",
+    "warmup",
 ]
 
 # Who may import whom: a layer may import itself and the layers right of it.

@@ -3,74 +3,30 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
-import gemm_emulator
 import numpy as np
 import pytest
+from gemm_notes import PORTABLE, Notes, without_device
 
 import warpsmith as ws
-from warpsmith.arch import Capability
-from warpsmith.catalog import CATALOG
 from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.gemm import PAIRS, k_multiple
-from warpsmith.catalog.resolve import DeviceFacts, resolve
 from warpsmith.catalog.spec import Problem
 from warpsmith.errors import InvalidArgumentError
 from warpsmith.ops import gemm_args as args
 
 torch = pytest.importorskip("torch")
 
-FACTS = DeviceFacts(Capability(9, 0), 132)
-NAMES = [p.name for p in CATALOG.kernel("sm80_gemm").params]
-
-
-class Notes:
-    """A runtime whose kernels note their launches: (variant, grid, arguments by name)."""
-
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
-        self.computes = False
-        self.launches: list[tuple[str, tuple[int, ...], dict[str, Any]]] = []
-
-    def prepare(self, problem: Problem, device: int) -> Any:
-        assert device == -1  # the number of a CPU tensor
-        self.problems.append(problem)
-        choice = resolve(CATALOG, problem, FACTS).choice
-        assert choice is not None
-
-        def launch(grid: tuple[int, int, int], given: tuple[Any, ...], stream: int) -> None:
-            assert stream in (2, 7, 8)
-            if self.computes:
-                gemm_emulator.launch(choice.variant, grid, given)
-            self.launches.append((choice.variant, grid, dict(zip(NAMES, given, strict=True))))
-
-        return SimpleNamespace(cubin=choice, shared_memory=50000, launch=launch)
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """The arguments of the last launch."""
-        return self.launches[-1][2]
-
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`warpsmith.ops.cuda_gemm` with empty tables, stream 7, and no device behind it."""
-    from warpsmith.ops import cuda_gemm
-
-    monkeypatch.setattr(cuda_gemm, "_plans", {})
-    monkeypatch.setattr(cuda_gemm, "_arrivals", {})
-    monkeypatch.setattr(cuda_gemm, "_current_stream", lambda _: 7)
-    monkeypatch.setattr(cuda_gemm, "_facts", lambda _: FACTS)
-    monkeypatch.setattr(cuda_gemm.torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(cuda_gemm.torch.cuda, "current_device", lambda: -1)
-    return cuda_gemm
+    return without_device(monkeypatch, PORTABLE)
 
 
 @pytest.fixture
 def notes(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Notes:
-    made = Notes()
+    made = Notes(PORTABLE)
     monkeypatch.setattr(cuda, "runtime", lambda: made)
     return made
 
@@ -178,7 +134,9 @@ def test_groups_and_masks(cuda: Any, notes: Notes) -> None:
     d = cuda.grouped(a, experts, offsets, None, None, None, None)
     assert tuple(d.shape) == (20, 64)
     assert notes.problems[-1] == Problem.of(
-        "gemm", {"format": "mxfp8_x_mxfp8", "mode": "grouped"}, {"m": 7, "n": 64, "k": 256, "batches": 3}
+        "gemm",
+        {"format": "mxfp8_x_mxfp8", "mode": "grouped", "layout": "linear", "path": "default"},
+        {"m": 7, "n": 64, "k": 256, "batches": 3},
     )
     assert [notes.last[n] for n in ("m", "batches", "index")] == [20, 3, offsets.data_ptr()]
     assert notes.last["flags"] == 1 | args.INDEX_64 | args.TILED_SCALES_A

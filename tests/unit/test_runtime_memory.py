@@ -35,6 +35,14 @@ def test_what_is_written_is_read(api: FakeApi) -> None:
     assert api.cuCtxGetCurrent()[1] == 0
 
 
+def test_a_write_has_arrived_before_other_streams_may_work(api: FakeApi) -> None:
+    with DeviceBuffer(Driver(api), 0, 4) as buffer:
+        for write in (lambda: buffer.write(b"1234"), lambda: buffer.fill(1)):
+            waits = len(api.called("cuStreamSynchronize"))
+            write()
+            assert len(api.called("cuStreamSynchronize")) == waits + 1
+
+
 def test_it_is_released_once_and_after_an_error_too(api: FakeApi) -> None:
     buffer = DeviceBuffer(Driver(api), 0, 8)
     with pytest.raises(ValueError, match="in the block"), buffer:

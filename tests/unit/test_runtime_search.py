@@ -224,6 +224,16 @@ def test_the_compiler_is_not_asked_where_it_is_forbidden(monkeypatch: pytest.Mon
     assert Jit(Settings(jit=False), CATALOG).refusal() == FORBIDDEN
 
 
+def test_what_is_compiled_does_not_pass_for_signed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never() -> toolchain.Toolchain:
+        raise AssertionError("the toolchain was looked for")
+
+    monkeypatch.setattr(toolchain, "find_toolchain", never)
+    jit = Jit(Settings.from_environment({"WARPSMITH_REQUIRE_SIGNATURE": "/release.pub"}), CATALOG)
+    with pytest.raises(MissingKernelError, match=r"WARPSMITH_REQUIRE_SIGNATURE asks for signed .* WARPSMITH_JIT"):
+        runtime(jit=jit).prepare(problem(), 0)
+
+
 def test_a_missing_compiler_is_a_reason_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> toolchain.Toolchain:
         raise ToolchainError("NVRTC is not installed; pip install 'warpsmith[build]'")

@@ -53,6 +53,18 @@ def test_an_empty_variable_counts_as_absent() -> None:
     assert Settings.from_environment({"HOME": "/h", **empty}) == Settings.from_environment({"HOME": "/h"})
 
 
+@pytest.mark.parametrize(
+    ("said", "key", "compiles"),
+    [("", "", True), ("", "/k", False), ("allow", "/k", True), ("forbid", "/k", False), ("forbid", "", False)],
+)
+def test_required_signatures_forbid_compiling_unless_it_is_allowed(said: str, key: str, compiles: bool) -> None:
+    found = Settings.from_environment({"WARPSMITH_JIT": said, "WARPSMITH_REQUIRE_SIGNATURE": key})
+    assert found.jit == compiles
+    assert (found.jit_refusal == "") == compiles
+    assert ("WARPSMITH_REQUIRE_SIGNATURE" in found.jit_refusal) == (bool(key) and not compiles)
+    assert ("WARPSMITH_JIT" in found.jit_refusal) != compiles
+
+
 @pytest.mark.parametrize("value", ["0", "no", "ALLOW", "never"])
 def test_an_unknown_jit_value_is_refused(value: str) -> None:
     with pytest.raises(InvalidArgumentError, match=f"'{value}' is unknown; expected 'allow' or 'forbid'"):

@@ -20,6 +20,10 @@ def test_a_million_inputs_were_read_and_refused_deliberately() -> None:
         assert found["peak_mib"] < 1024
 
 
+def test_builders_and_workers_were_killed_fifty_times_each() -> None:
+    assert {what: found["killed"] for what, found in RECORD["kills"].items()} == {"builder": 50, "worker": 50}
+
+
 def test_processes_that_started_at_once_touched_nothing() -> None:
     started = {s["processes"]: s for s in RECORD["starting"]}
     assert 64 in started

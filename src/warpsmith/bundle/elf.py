@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from warpsmith.arch import Capability, Suffix, Target
 from warpsmith.errors import ElfError, TargetError
@@ -122,16 +123,14 @@ def read_cubin(data: bytes) -> CubinInfo:
     return CubinInfo(target, version, tuple(kernels[name] for name in sorted(kernels)), _record(elf))
 
 
-@dataclass(frozen=True)
-class _Section:
+class _Section(NamedTuple):
     name: str
     type: int
     offset: int
     size: int
 
 
-@dataclass(frozen=True)
-class _Symbol:
+class _Symbol(NamedTuple):
     name: str
     kind: int
     other: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -33,10 +34,13 @@ _NAME = re.compile(r"[0-9A-Za-z_.,+=:-]{1,200}")
 _TEXT = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
 _LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_ZEROS, _DIGITS = b"0" * 65, bytes.maketrans(b"123456789", b"0" * 9)
 _WORD = 0xFFFFFFFF
+_MAX_COUNT = 1 << 31
 _PARAM_BYTES = 32764  # the most that CUDA takes
 _DAMAGED = "the manifest is damaged or was edited: build the bundle again"
 _A_DIGEST = "64 lower-case hexadecimal digits"
+_A_CENSUS = "an object of at most 10000 opcodes with their counts"
 _A_NAME = "a name of letters, digits and _.,+=:-"
 
 
@@ -163,7 +167,13 @@ def parse_manifest(text: bytes) -> Manifest:
     """
     if len(text) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"{len(text)} bytes, more than the {MAX_MANIFEST_BYTES} that a manifest may have")
-    document = _decode(text)
+    try:
+        return _manifest(_decode(text))
+    except RecursionError as error:
+        raise ManifestError(f"nested too deeply; {_DAMAGED}") from error
+
+
+def _manifest(document: object) -> Manifest:
     schema = document.get("schema") if isinstance(document, dict) else SCHEMA
     if type(schema) is int and schema > SCHEMA:
         raise ManifestError(
@@ -173,7 +183,8 @@ def parse_manifest(text: bytes) -> Manifest:
     if type(schema) is not int or schema < 1:
         _fail("schema", schema, f"a whole number from 1 to {SCHEMA}")
     top = _Fields("manifest", document, _TOP)
-    cubins = [_cubin(f"cubins[{i}]", c) for i, c in enumerate(top.items("cubins", MAX_CUBINS))]
+    known = _Known()
+    cubins = [_cubin(f"cubins[{i}]", c, known) for i, c in enumerate(top.items("cubins", MAX_CUBINS))]
     seen: set[tuple[str, str]] = set()
     for index, cubin in enumerate(cubins):
         if (cubin.kernel, cubin.variant) in seen:
@@ -236,7 +247,15 @@ def _named(where: str, given: object) -> _Fields:
     return _Fields(where, given, tuple(given))
 
 
-def _cubin(where: str, value: object) -> CubinEntry:
+class _Known:
+    """What was found in order once: cubins share parameter lists and opcodes, and hundreds of them are read."""
+
+    def __init__(self) -> None:
+        self.params: dict[str, tuple[tuple[str, str, int], ...]] = {}
+        self.opcodes: set[str] = set()
+
+
+def _cubin(where: str, value: object, known: _Known) -> CubinEntry:
     row = _Fields(where, value, _CUBIN)
     return CubinEntry(
         kernel=row.text("kernel", _NAME, _A_NAME),
@@ -252,15 +271,24 @@ def _cubin(where: str, value: object) -> CubinEntry:
         dynamic_shared=row.integer("dynamic_shared", 0, _WORD),
         threads=row.integer("threads", 1, 1024),
         flags=row.integer("flags", 0, _WORD),
-        params=_params(row),
-        instructions=_instructions(row),
+        params=_params(row, known),
+        instructions=_instructions(row, known),
     )
 
 
-def _params(fields: _Fields) -> tuple[tuple[str, str, int], ...]:
+def _params(fields: _Fields, known: _Known) -> tuple[tuple[str, str, int], ...]:
+    given = fields.items("params", 256)
+    text = repr(given)  # tells 1 from 1.0 and true, which are equal
+    read = known.params.get(text)
+    if read is None:
+        read = known.params[text] = _read_params(fields, given)
+    return read
+
+
+def _read_params(fields: _Fields, given: Sequence[object]) -> tuple[tuple[str, str, int], ...]:
     found: list[tuple[str, str, int]] = []
     end = 0
-    for index, value in enumerate(fields.items("params", 256)):
+    for index, value in enumerate(given):
         where = f"{fields.where}.params[{index}]"
         row = _Fields(where, value, ("ctype", "name", "offset"))
         name, ctype = row.text("name", _NAME, _A_NAME), row.text("ctype", _NAME, _A_NAME)
@@ -273,12 +301,20 @@ def _params(fields: _Fields) -> tuple[tuple[str, str, int], ...]:
     return tuple(found)
 
 
-def _instructions(fields: _Fields) -> tuple[tuple[str, int], ...]:
+def _instructions(fields: _Fields, known: _Known) -> tuple[tuple[str, int], ...]:
     where, given = f"{fields.where}.instructions", fields.values["instructions"]
-    if not isinstance(given, dict) or len(given) > 10_000 or not all(_TEXT.fullmatch(opcode) for opcode in given):
-        _fail(where, given, "an object of at most 10000 opcodes with their counts")
-    row = _Fields(where, given, tuple(given))
-    return tuple((opcode, row.integer(opcode, 1, 1 << 31)) for opcode in given)
+    if not isinstance(given, dict) or len(given) > 10_000:
+        _fail(where, given, _A_CENSUS)
+    if not known.opcodes.issuperset(given):
+        if not all(_TEXT.fullmatch(opcode) for opcode in given):
+            _fail(where, given, _A_CENSUS)
+        known.opcodes.update(given)
+    counts = given.values()
+    if set(map(type, counts)) - {int} or (given and not 1 <= min(counts) <= max(counts) <= _MAX_COUNT):
+        row = _Fields(where, given, tuple(given))
+        for opcode in given:
+            row.integer(opcode, 1, _MAX_COUNT)
+    return tuple(given.items())
 
 
 def _cubin_document(cubin: CubinEntry) -> dict[str, object]:
@@ -305,6 +341,8 @@ class _Fields:
         if not isinstance(given, dict):
             _fail(where, given, "an object")
         self.where, self.values = where, given
+        if len(given) == len(names) and all(map(given.__contains__, names)):
+            return
         for keys, problem in ((set(names) - set(given), "is missing"), (set(given) - set(names), "is unknown")):
             if keys:
                 raise ManifestError(f"{where}: the field {_show(min(keys))} {problem}; {_DAMAGED}")
@@ -340,26 +378,20 @@ class _Fields:
 
 def _decode(text: bytes) -> object:
     try:
-        return json.loads(
-            text.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_constant=_no_number,
-        )
+        # No digest has 65 digits in a row: only where something has, each number is looked at before it is made.
+        read = _integer if _ZEROS in text.translate(_DIGITS) else None
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_int=read, parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise ManifestError(f"not UTF-8 at byte {error.start}; {_DAMAGED}") from error
     except json.JSONDecodeError as error:
         raise ManifestError(f"not JSON: {error}; {_DAMAGED}") from error
-    except RecursionError as error:
-        raise ManifestError(f"nested too deeply; {_DAMAGED}") from error
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ManifestError(f"the field {_show(name)} is there twice; {_DAMAGED}")
-        found[name] = value
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ManifestError(f"the field {_show(twice)} is there twice; {_DAMAGED}")
     return found
 
 

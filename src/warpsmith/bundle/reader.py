@@ -6,15 +6,17 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from warpsmith.bundle.elf import MAX_CUBIN_BYTES
 from warpsmith.bundle.files import read_file
 from warpsmith.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, CubinEntry, Manifest, parse_manifest
-from warpsmith.bundle.signature import MAX_SIGNATURE_BYTES, SIGNATURE, PublicKey, signer
 from warpsmith.bundle.wheel import WheelFiles, package_name
 from warpsmith.catalog.spec import CubinId
 from warpsmith.errors import BundleError, DigestError, ManifestError, SignatureError
+
+if TYPE_CHECKING:
+    from warpsmith.bundle.signature import PublicKey
 
 ASIDE, UNFINISHED = ".old-", ".new-"
 """While a bundle is replaced, ``.<name>.old-…`` beside it is what was there, ``.<name>.new-…`` what comes."""
@@ -67,6 +69,8 @@ class Bundle:
 
     def signer(self) -> str:
         """The id of the key that signed it, unchecked; empty if none did."""
+        from warpsmith.bundle.signature import signer
+
         return signer(self._signature())
 
     def check_signature(self, key: PublicKey) -> None:
@@ -89,6 +93,8 @@ class Bundle:
             raise SignatureError(f"{self.path}: {error}") from error
 
     def _signature(self) -> bytes:
+        from warpsmith.bundle.signature import MAX_SIGNATURE_BYTES, SIGNATURE
+
         try:
             return self._files.read(SIGNATURE, MAX_SIGNATURE_BYTES)
         except FileNotFoundError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compile cache: bytes under content keys, safe against crashes, full disks and other processes.
 
-There is no lock and no test for membership: an entry is written beside its place, put on the disk and renamed, and
-whoever reads one checks it, so that a reader sees a whole entry or none.
+There is no lock, and no reader tests for membership: an entry is written beside its place, put on the disk and renamed,
+and whoever reads one checks it, so that a reader sees a whole entry or none.
 """
 
 from __future__ import annotations
@@ -72,6 +72,16 @@ class Store:
         with suppress(OSError):  # in a folder that cannot be written it stays, and is refused each time
             path.unlink()
         return None
+
+    def has(self, key: str) -> bool:
+        """Whether an entry is there, whole or not: for sharing; whoever wants a value uses `get`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the key is not 64 hexadecimal digits.
+        """
+        return self._path(key).exists()
 
     def put(self, key: str, data: bytes) -> None:
         """Keep a value; one that is there is replaced.

@@ -6,15 +6,14 @@ The exact arithmetic is the reference's business; see ``docs/numerics.md``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from warpsmith.errors import FormatError
 
 LINEAR, TILED, M_MAJOR = "linear", "128x4", "m_major"
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """A quantized format.
 
     Attributes
@@ -31,6 +30,8 @@ class Format:
         Whether a second, fp32 scale belongs to it.
     roundings
         How a block's scale may be rounded; empty if there is no choice.
+    packings
+        The formats of activations that weights can be packed for, if that changes the order of their elements.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Format:
     layouts: tuple[str, ...]
     has_global_scale: bool = False
     roundings: tuple[str, ...] = ()
+    packings: tuple[str, ...] = ()
 
     @property
     def scale_bytes(self) -> int:
@@ -68,7 +70,7 @@ FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
         Format("nvfp4", 4, (1, 16), "ue4m3", (LINEAR, TILED), has_global_scale=True),
-        Format("mxfp4", 4, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor")),
+        Format("mxfp4", 4, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor"), packings=("mxfp8",)),
         Format("mxfp8", 8, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor")),
         Format("fp8_block", 8, (1, 128), "fp32", (LINEAR, M_MAJOR)),
         Format("fp8_block_128x128", 8, (128, 128), "fp32", (LINEAR,)),

@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The module `gemm`: D = alpha · A · Bᵀ + bias; dense, batched, grouped, masked; of many formats. Data only.
 
-A problem's format names both operands, ``bf16_x_nvfp4``: A, then B. Its `m` is the rows of one matrix; of a grouped
-problem it is the rows that a group has on average.
+A problem's format names both operands, ``bf16_x_nvfp4``: A, then B. Its layout says how quantized operands lie, which
+decides who can read them:
+
+- ``tiled``: each has the last of its format's scale layouts, the one that tensor cores read (128x4; m_major of fp8
+  blocks; fp8 weights have one alone);
+- ``linear``: the scales of one of them at least are linear though they could be tiled;
+- ``prepared``: tiled, and the elements of B in the order that `warpsmith.prepare_weight` gives them.
+
+Its path is ``default``, what `warpsmith.gemm` asks for, or ``emulated``: where the instruction of another architecture
+is made in software, take that kernel. Its `m` is the rows of one matrix; of a grouped problem it is the rows that a
+group has on average.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -18,6 +28,8 @@ from warpsmith.tuning import Bound, Rule
 MODULE = "gemm"
 MODES = ("dense", "grouped", "masked")
 PLAIN = ("bf16", "fp16")
+TILED_LAYOUT, LINEAR_LAYOUT, PREPARED_LAYOUT = LAYOUTS = ("tiled", "linear", "prepared")
+DEFAULT_PATH, EMULATED_PATH = PATHS = ("default", "emulated")
 
 CAPABILITIES = tuple(
     Capability(*c)
@@ -47,11 +59,34 @@ _BOTH = (
 PAIRS = (*_PLAIN_PAIRS, *_WEIGHT_ONLY, *_BOTH)
 """The pairs (A, B) that are computed; `promises` has the reasons for all others."""
 
+PREPARED = (pair("mxfp8", "mxfp4"),)
+"""The formats whose B can be prepared."""
+
+BLOCK_SCALED = tuple(pair(a, b) for a, b in _BOTH if pair(a, b) not in PREPARED)
+"""The formats with both sides quantized that need no preparation."""
+
+
+def _excluded() -> Iterator[tuple[tuple[str, str], ...]]:
+    """What is no problem: layouts that a pair has not, and emulation where nothing is emulated."""
+    for format in (pair(a, b) for a, b in PAIRS):
+        if format not in PREPARED:
+            yield ("format", format), ("layout", PREPARED_LAYOUT)
+        if format not in BLOCK_SCALED:
+            yield ("format", format), ("path", EMULATED_PATH)
+    for a, b in _PLAIN_PAIRS:
+        yield ("format", pair(a, b)), ("layout", LINEAR_LAYOUT)
+    for format in (pair(a, "fp8_block_128x128") for a in PLAIN):
+        yield ("format", format), ("layout", LINEAR_LAYOUT)
+    yield ("layout", LINEAR_LAYOUT), ("path", EMULATED_PATH)
+
+
 OPERATIONS = (
     Operation(
         "gemm",
-        (("format", tuple(pair(a, b) for a, b in PAIRS)), ("mode", MODES)),
+        (("format", tuple(pair(a, b) for a, b in PAIRS)), ("mode", MODES), ("layout", LAYOUTS), ("path", PATHS)),
         (("m", 4096), ("n", 4096), ("k", 4096), ("batches", 1)),
+        excluded=tuple(_excluded()),
+        opt_in=("path",),
         multiples=(
             *((pair(a, b), "k", k_multiple(a, b)) for a, b in PAIRS),
             *((pair(a, b), "n", N_MULTIPLE) for a, b in PAIRS),
@@ -137,10 +172,19 @@ def _instructions(a: str, b: str) -> tuple[Instructions, ...]:
     return tuple(found)
 
 
-def _witnesses(format: str, m: int) -> tuple[Problem, ...]:
-    """At an ordinary size, and at a K that kernels for few rows leave to this one."""
-    sizes = ({"m": m, "n": 4096, "k": k, "batches": 1} for k in (4096, 32768))
-    return tuple(Problem.of("gemm", {"format": format, "mode": "dense"}, size) for size in sizes)
+def witness(format: str, m: int, layout: str = TILED_LAYOUT, path: str = DEFAULT_PATH, k: int = 4096) -> Problem:
+    """A dense problem of 4096 columns, for a variant to be found by."""
+    fields = {"format": format, "mode": "dense", "layout": layout, "path": path}
+    return Problem.of("gemm", fields, {"m": m, "n": 4096, "k": k, "batches": 1})
+
+
+def _witnesses(a: str, b: str, m: int) -> tuple[Problem, ...]:
+    """At an ordinary K, and at one that kernels for few rows leave to this one.
+
+    Tiled scales of two quantized operands are read by faster kernels, where there are any.
+    """
+    layout = TILED_LAYOUT if a in PLAIN else LINEAR_LAYOUT
+    return tuple(witness(pair(a, b), m, layout, k=k) for k in (4096, 32768))
 
 
 _TILE_MACROS = (
@@ -158,8 +202,8 @@ def _variants() -> tuple[Variant, ...]:
                 ("WS_B_FORMAT", format_macro(b)),
                 *((f"WS_{macro}", str(int(value))) for macro, value in zip(_TILE_MACROS, tile, strict=True)),
             ),
-            serves=(("format", (pair(a, b),)),),
-            witnesses=_witnesses(pair(a, b), _WITNESS_ROWS[name]),
+            serves=(("format", (pair(a, b),)), ("layout", (TILED_LAYOUT, LINEAR_LAYOUT))),
+            witnesses=_witnesses(a, b, _WITNESS_ROWS[name]),
             tile=name,
             instructions=_instructions(a, b),
         )

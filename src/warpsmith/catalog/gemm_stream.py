@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from warpsmith.arch import Capability
 from warpsmith.catalog import gemm
-from warpsmith.catalog.spec import Instructions, Kernel, Problem, Variant, pair
+from warpsmith.catalog.spec import Instructions, Kernel, Variant, pair
 from warpsmith.tuning import Bound
 
 CAPABILITIES = (Capability(9, 0),)
@@ -16,8 +16,6 @@ MOST_ROWS = 8
 MOST_GROUPS = 512
 
 PAIRS = (
-    ("bf16", "bf16"),
-    ("fp16", "fp16"),
     ("bf16", "nvfp4"),
     ("bf16", "mxfp4"),
     ("bf16", "mxfp8"),
@@ -25,6 +23,11 @@ PAIRS = (
     ("fp16", "nvfp4"),
     ("fp16", "fp8_block_128x128"),
 )
+
+
+_MOST_ROWS = {"fp8_block_128x128": 4}
+_MOST_ELEMENTS = {"mxfp8": 1 << 26, "fp8_block_128x128": 1 << 26}
+"""Up to which rows of A, and elements of a matrix, it is ahead of `sm80_gemm` on an H200; for other formats all are."""
 
 
 class StreamTile(NamedTuple):
@@ -68,6 +71,15 @@ def _instructions(a: str, b: str) -> tuple[Instructions, ...]:
     return tuple(found)
 
 
+def _limits(row: _Row, b: str) -> tuple[Bound, ...]:
+    limits = (
+        Bound(("m",), maximum=_MOST_ROWS.get(b, MOST_ROWS)),
+        Bound(("k",), maximum=row.most_k),
+        Bound(("batches",), maximum=MOST_GROUPS),
+    )
+    return limits if b not in _MOST_ELEMENTS else (*limits, Bound(("n", "k"), maximum=_MOST_ELEMENTS[b]))
+
+
 def _variants(row: _Row) -> tuple[Variant, ...]:
     return tuple(
         Variant(
@@ -79,16 +91,11 @@ def _variants(row: _Row) -> tuple[Variant, ...]:
                 ("WS_CLUSTER", str(row.tile.cluster)),
                 ("WS_AHEAD", str(row.tile.ahead)),
             ),
-            serves=(("format", (pair(a, b),)),),
-            witnesses=(
-                Problem.of(
-                    "gemm",
-                    {"format": pair(a, b), "mode": "dense"},
-                    {"m": MOST_ROWS, "n": 8192, "k": row.witness_k, "batches": 1},
-                ),
-            ),
+            serves=(("format", (pair(a, b),)), ("layout", (gemm.TILED_LAYOUT, gemm.LINEAR_LAYOUT))),
+            witnesses=(gemm.witness(pair(a, b), 1, k=row.witness_k),),
             tile="stream",
             instructions=_instructions(a, b),
+            limits=_limits(row, b),
         )
         for a, b in PAIRS
     )
@@ -104,11 +111,6 @@ KERNELS = tuple(
         capabilities=CAPABILITIES,
         params=gemm.KERNELS[0].params,
         variants=_variants(row),
-        limits=(
-            Bound(("m",), maximum=MOST_ROWS),
-            Bound(("k",), maximum=row.most_k),
-            Bound(("batches",), maximum=MOST_GROUPS),
-        ),
     )
     for row in _ROWS
 )

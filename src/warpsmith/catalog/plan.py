@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from warpsmith.catalog.spec import (
 )
 from warpsmith.errors import InvalidArgumentError
 from warpsmith.tuning import Rule
+from warpsmith.tuning.estimate import Estimate
 
 _SM_COUNTS = (1, 48, 132)
 _PROBE_SIZES = (1, 16, 64, 128, 4096, 65536)
@@ -209,24 +210,19 @@ def broken_promises(
     asked = list(_asked(catalog, chosen, capability))
     for operation in catalog.operations:
         for format in operation.formats:
-            promise = catalog.promise(operation.name, format, capability)
-            if promise is None:
+            if catalog.promise(operation.name, format, capability) is None:
                 found.append(_unpromised(operation.name, format, capability))
-            elif promise.kernel is not None and chosen.wants(catalog, promise):
+            for promise in catalog.promised(operation.name, format, capability):
+                if promise.kernel is None or not chosen.wants(catalog, promise):
+                    continue
                 if chosen.models:
-                    reason = _why_unreached(promise, asked, availability)
+                    reason = _why_unreached(catalog, promise, asked, availability)
                 else:
                     reason = _why_broken(catalog, promise, operation, availability)
                 if reason:
                     where = f" (target {target})" if target else ""
-                    found.append(
-                        Finding(
-                            "promise-broken",
-                            str(promise),
-                            f"{promise} promises {promise.kernel}{where}: {reason}",
-                            _FIX,
-                        )
-                    )
+                    message = f"{promise} promises {promise.kernel}{where}: {reason}"
+                    found.append(Finding("promise-broken", str(promise), message, _FIX))
     return found
 
 
@@ -246,6 +242,8 @@ def _unpromised(operation: str, format: str, capability: Capability) -> Finding:
 def _why_broken(catalog: Catalog, promise: Promise, operation: Operation, availability: Availability) -> str:
     serving: set[str] = set()
     for problem in (*probe_problems(operation, promise.format), *witnesses(catalog, operation, promise.format)):
+        if not _is_about(catalog, promise, dict(problem.fields)):
+            continue
         for sm_count in _SM_COUNTS:
             decision = resolve(catalog, problem, DeviceFacts(promise.capability, sm_count), availability)
             if decision.choice is None:
@@ -260,10 +258,17 @@ def _why_broken(catalog: Catalog, promise: Promise, operation: Operation, availa
     return f"{', '.join(idle)} serves none of its sizes" if idle else ""
 
 
-def _why_unreached(promise: Promise, asked: Sequence[Reached], availability: Availability) -> str:
+def _is_about(catalog: Catalog, promise: Promise, fields: Mapping[str, str]) -> bool:
+    """Whether problems of the promise's operation and format with these fields are its own, and no other promise's."""
+    return catalog.promise(promise.operation, promise.format, promise.capability, fields) is promise
+
+
+def _why_unreached(catalog: Catalog, promise: Promise, asked: Sequence[Reached], availability: Availability) -> str:
     """As `_why_broken`, over exactly the shapes that were asked for."""
     for found in asked:
         if (found.shapes.operation, found.fields.get("format", "-")) != (promise.operation, promise.format):
+            continue
+        if not _is_about(catalog, promise, found.fields):
             continue
         if found.kernel is None or found.variant is None:
             return f"{found} finds nothing (no kernel computes it)"
@@ -320,13 +325,27 @@ def _tuning(catalog: Catalog) -> Iterator[Finding]:
         )
     for kernel in catalog.kernels:
         rules = [r for r in catalog.tuning if r.kernel == kernel.name]
-        if len({v.tile for v in kernel.variants}) > 1 and not any(map(_takes_all, rules)):
+        estimated = catalog.estimate(kernel.name)
+        if estimated is not None:
+            yield from _estimated(kernel, estimated)
+        elif len({v.tile for v in kernel.variants}) > 1 and not any(map(_takes_all, rules)):
             yield Finding(
                 "tuning-open",
                 kernel.name,
                 f"{kernel.name} has several tiles, and no tuning rule of it takes every problem",
                 "end its rules with one that has no bounds, fields or capabilities",
             )
+
+
+def _estimated(kernel: Kernel, estimate: Estimate) -> Iterator[Finding]:
+    """An estimate has to know the tiles that a kernel has of each of its formats, and no others."""
+    have = {(format, v.tile) for v in kernel.variants for format in dict(v.serves).get("format", (NO_FORMAT,))}
+    for format, tile in sorted(have ^ {(f.format, s.tile) for f in estimate.formats for s in f.tiles}):
+        what = "no estimate knows it" if (format, tile) in have else "no variant of the catalog has it"
+        subject = f"{kernel.name}/{tile}"
+        yield Finding(
+            "tuning-unplanned", subject, f"{subject} of {format}: {what}", "estimate the tiles that there are"
+        )
 
 
 def _takes_all(rule: Rule) -> bool:

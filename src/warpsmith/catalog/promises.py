@@ -9,35 +9,61 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import product
+from typing import TypeVar
 
 from warpsmith.arch import Capability
 from warpsmith.catalog.spec import NO_FORMAT, Promise
 
-_EVERYWHERE = ("8.0", "8.6", "8.7", "8.8", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
+_T = TypeVar("_T")
+_EVERYWHERE = tuple(
+    Capability.parse(text)
+    for text in ("8.0", "8.6", "8.7", "8.8", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
+)
 
 
 def _rows(
-    operation: str, formats: Iterable[str], capabilities: Iterable[str], kernel: str, others: tuple[str, ...] = ()
+    operation: str,
+    formats: Iterable[str],
+    capabilities: Iterable[Capability],
+    kernel: str | None,
+    fields: tuple[tuple[str, str], ...] = (),
+    reason: str = "",
+    others: tuple[str, ...] = (),
 ) -> tuple[Promise, ...]:
+    about = tuple((name, (value,)) for name, value in fields)
     return tuple(
-        Promise(operation, format, Capability.parse(capability), kernel, others=others)
+        Promise(operation, format, capability, kernel, reason, about, others)
         for format in formats
         for capability in capabilities
     )
 
 
+def _except(all: Iterable[_T], without: Iterable[_T]) -> tuple[_T, ...]:
+    return tuple(x for x in all if x not in without)
+
+
+_SM90 = (Capability(9, 0),)
+_SM12X = (Capability(12, 0), Capability(12, 1))
 _PLAIN = ("bf16", "fp16")
+_BLOCK_SCALED = ("nvfp4_x_nvfp4", "mxfp4_x_mxfp4", "mxfp8_x_mxfp8", "fp8_block_x_fp8_block_128x128")
+_FP8 = ("fp8_block_x_fp8_block_128x128",)
+_WGMMA = ("bf16_x_bf16", "fp16_x_fp16", *_FP8)
+_LINEAR, _PREPARED, _EMULATED = (("layout", "linear"),), (("layout", "prepared"),), (("path", "emulated"),)
 _GEMM = (
     *("bf16_x_bf16", "bf16_x_nvfp4", "bf16_x_mxfp4", "bf16_x_mxfp8", "bf16_x_fp8_block_128x128"),
     *("fp16_x_fp16", "fp16_x_nvfp4", "fp16_x_mxfp4", "fp16_x_mxfp8", "fp16_x_fp8_block_128x128"),
     *("nvfp4_x_nvfp4", "mxfp4_x_mxfp4", "mxfp8_x_mxfp8", "mxfp8_x_mxfp4", "fp8_block_x_fp8_block_128x128"),
 )
 _STREAMED = (
-    *("bf16_x_bf16", "fp16_x_fp16"),
     *("bf16_x_nvfp4", "bf16_x_mxfp4", "bf16_x_mxfp8", "bf16_x_fp8_block_128x128"),
     *("fp16_x_nvfp4", "fp16_x_fp8_block_128x128"),
 )
 _GEMM_FORMATS = (*_PLAIN, "nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128")
+
+
+_NOT_PREPARED = (
+    "weights prepared for mxfp8 are read on 9.0, 12.0 and 12.1 alone: pass the weights as they were quantized"
+)
 
 
 def _no_gemm(a: str, b: str) -> str:
@@ -54,9 +80,12 @@ def _no_gemm(a: str, b: str) -> str:
 
 
 def _unsupported_gemms() -> Iterator[Promise]:
-    for a, b, capability in product(_GEMM_FORMATS, _GEMM_FORMATS, _EVERYWHERE):
-        if f"{a}_x_{b}" not in _GEMM:
-            yield Promise("gemm", f"{a}_x_{b}", Capability.parse(capability), None, _no_gemm(a, b))
+    for a, b in product(_GEMM_FORMATS, _GEMM_FORMATS):
+        format = f"{a}_x_{b}"
+        if format not in _GEMM:
+            reason = _no_gemm(a, b)
+            for capability in _EVERYWHERE:
+                yield Promise("gemm", format, capability, None, reason)
 
 
 PROMISES = (
@@ -66,8 +95,24 @@ PROMISES = (
     *_rows("dequantize", ("nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128"), _EVERYWHERE, "dequantize"),
     *_rows("amax_partial", (NO_FORMAT,), _EVERYWHERE, "amax_partial"),
     *_rows("global_scale", (NO_FORMAT,), _EVERYWHERE, "global_scale"),
-    *_rows("gemm", _GEMM, tuple(c for c in _EVERYWHERE if c != "9.0"), "sm80_gemm"),
-    *_rows("gemm", tuple(f for f in _GEMM if f not in _STREAMED), ("9.0",), "sm80_gemm"),
-    *_rows("gemm", _STREAMED, ("9.0",), "sm80_gemm", others=("sm90_stream_gemm", "sm90_stream_pair_gemm")),
+    *_rows("gemm", _except(_GEMM, (*_BLOCK_SCALED, *_WGMMA, *_STREAMED)), _EVERYWHERE, "sm80_gemm"),
+    *_rows("gemm", _STREAMED, _except(_EVERYWHERE, _SM90), "sm80_gemm"),
+    *_rows("gemm", _STREAMED, _SM90, "sm80_gemm", others=("sm90_stream_gemm", "sm90_stream_pair_gemm")),
+    *_rows("gemm", _except(_WGMMA, _BLOCK_SCALED), _except(_EVERYWHERE, _SM90), "sm80_gemm"),
+    *_rows("gemm", _except(_BLOCK_SCALED, _WGMMA), _except(_EVERYWHERE, _SM12X), "sm80_gemm"),
+    *_rows("gemm", _FP8, _except(_EVERYWHERE, (*_SM90, *_SM12X)), "sm80_gemm"),
+    *_rows("gemm", _WGMMA, _SM90, "sm90_gemm"),
+    *_rows("gemm", _FP8, _SM90, "sm80_gemm", _LINEAR),
+    *_rows("gemm", _BLOCK_SCALED, _SM12X, "sm12x_blockscaled_gemm"),
+    *_rows("gemm", _BLOCK_SCALED, _SM12X, "sm80_gemm", _LINEAR),
+    *_rows("gemm", _BLOCK_SCALED, _SM90, "sm12x_blockscaled_gemm_emulated", _EMULATED),
+    *_rows("gemm", ("mxfp8_x_mxfp4",), _SM12X, "sm12x_blockscaled_gemm", _PREPARED),
+    *_rows("gemm", ("mxfp8_x_mxfp4",), _SM90, "sm12x_blockscaled_gemm_emulated", _PREPARED),
+    *_rows("gemm", ("mxfp8_x_mxfp4",), _except(_EVERYWHERE, (*_SM90, *_SM12X)), None, _PREPARED, _NOT_PREPARED),
     *_unsupported_gemms(),
+    *_rows("moe_route", (NO_FORMAT,), _EVERYWHERE, "moe_route"),
+    *_rows("moe_count", (NO_FORMAT,), _EVERYWHERE, "moe_count"),
+    *_rows("moe_permute", (NO_FORMAT,), _EVERYWHERE, "moe_permute"),
+    *_rows("moe_activation", (NO_FORMAT,), _EVERYWHERE, "moe_activation"),
+    *_rows("moe_combine", (NO_FORMAT,), _EVERYWHERE, "moe_combine"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from warpsmith.arch import Capability, candidates
 from warpsmith.catalog.spec import Catalog, CubinId, Kernel, Problem, Variant
@@ -40,8 +41,7 @@ class DeviceFacts:
         return f"{self.name or 'device'} (compute capability {self.capability})"
 
 
-@dataclass(frozen=True)
-class Rejection:
+class Rejection(NamedTuple):
     """Something that was considered, and why it was not taken."""
 
     subject: str
@@ -76,11 +76,11 @@ def resolve(
     """Decide which cubin computes `problem` on `device`.
 
     Kernels are tried in catalog order. The first kernel and variant that compute the problem on this capability are the
-    choice (a kernel with limits computes the sizes within them); availability then only picks among targets. A cubin
+    choice (a variant with limits computes the sizes within them); availability then only picks among targets. A cubin
     that is missing is an error, never a reason to fall back to a slower kernel.
     """
     rejections: list[Rejection] = []
-    promise = catalog.promise(problem.operation, problem.format, device.capability)
+    promise = catalog.promise(problem.operation, problem.format, device.capability, dict(problem.fields))
     if promise is not None and promise.kernel is None:
         return Decision(problem, device, None, (), f"unsupported: {promise.reason}")
     for kernel in catalog.kernels:
@@ -109,13 +109,9 @@ def select_variant(
         have = ", ".join(map(str, kernel.capabilities))
         rejections.append(Rejection(kernel.name, f"is for {have}, not {device.capability}"))
         return None
-    outside = kernel.outside(problem, device.sm_count)
-    if outside is not None:
-        rejections.append(Rejection(kernel.name, outside))
-        return None
     fitting: dict[str, Variant] = {}
     for variant in kernel.variants:
-        reason = variant.mismatch(problem)
+        reason = variant.mismatch(problem) or variant.outside(problem, device.sm_count)
         if reason is None:
             fitting.setdefault(variant.tile, variant)
         else:
@@ -131,6 +127,7 @@ def select_variant(
             sm_count=device.sm_count,
             fields=dict(problem.fields),
             dims=dict(problem.dims),
+            estimates=catalog.estimates,
         )
     except CatalogError as error:
         rejections.append(Rejection(kernel.name, str(error)))

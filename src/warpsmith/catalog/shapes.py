@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from warpsmith.arch import Capability
 from warpsmith.catalog.spec import NO_FORMAT, Catalog, Kernel, Operation, Problem, Variant
@@ -28,8 +27,7 @@ _MAX_BYTES = 1 << 20
 _MAX_NAME = 200
 
 
-@dataclass(frozen=True, order=True)
-class Shapes:
+class Shapes(NamedTuple):
     """Problems of one operation: some values of each field, a range of each dimension.
 
     Attributes
@@ -60,6 +58,10 @@ class Shapes:
             if all(value in wanted[name] for name, value in fields.items()):
                 yield fields
 
+    def smallest(self, fields: Mapping[str, str]) -> Problem:
+        """The smallest problem of one assignment of the fields."""
+        return Problem.of(self.operation, fields, {name: low for name, low, _ in self.dims})
+
     def text(self, fields: Mapping[str, str]) -> str:
         """One assignment of the fields with the ranges, for messages."""
         parts = [f"{k}={v}" for k, v in sorted(fields.items())]
@@ -67,8 +69,7 @@ class Shapes:
         return f"{self.operation}({', '.join(parts)})"
 
 
-@dataclass(frozen=True, order=True)
-class Model:
+class Model(NamedTuple):
     """A named set of shapes."""
 
     name: str
@@ -87,8 +88,7 @@ class Model:
         return {"name": self.name, "shapes": shapes}
 
 
-@dataclass(frozen=True)
-class Reached:
+class Reached(NamedTuple):
     """A variant that a shape reaches on a capability; no kernel if none computes it."""
 
     shapes: Shapes
@@ -100,23 +100,28 @@ class Reached:
         return self.shapes.text(self.fields)
 
 
-def reached(catalog: Catalog, shapes: Shapes, capability: Capability) -> Iterator[Reached]:
-    """Every variant that dispatch may choose for any of the shapes on any device of a capability."""
+def reached(
+    catalog: Catalog, shapes: Shapes, capability: Capability, sm_counts: tuple[int, int] = (1, MAX_SMS)
+) -> Iterator[Reached]:
+    """Every variant that dispatch may choose for any of the shapes, on devices of a capability and numbers of SMs."""
     operation = catalog.operation(shapes.operation)
     ranges = {name: (low, high) for name, low, high in shapes.dims}
     for fields in shapes.combinations(operation):
-        promise = catalog.promise(operation.name, fields.get("format", NO_FORMAT), capability)
+        promise = catalog.promise(operation.name, fields.get("format", NO_FORMAT), capability, fields)
         if promise is not None and promise.kernel is None:
             continue
-        problem = Problem.of(operation.name, fields, {name: low for name, low, _ in shapes.dims})
+        problem = shapes.smallest(fields)
         found = False
         for kernel in catalog.kernels:
             if kernel.operation != operation.name or capability not in kernel.capabilities:
                 continue
-            covers = [bound.covers(ranges, (1, MAX_SMS)) for bound in kernel.limits]
-            if not all(may for may, _ in covers):
-                continue
-            fitting = {v.tile: v for v in reversed(kernel.variants) if v.mismatch(problem) is None}
+            fitting: dict[str, Variant] = {}
+            whole: set[str] = set()  # tiles that serve the ranges to their ends
+            for variant in kernel.variants:
+                covers = [bound.covers(ranges, sm_counts) for bound in variant.limits]
+                if variant.mismatch(problem) is None and all(may for may, _ in covers):
+                    fitting.setdefault(variant.tile, variant)
+                    whole |= {variant.tile} if all(must for _, must in covers) else set()
             tiles = reachable(
                 catalog.tuning,
                 kernel.name,
@@ -124,11 +129,12 @@ def reached(catalog: Catalog, shapes: Shapes, capability: Capability) -> Iterato
                 capability=capability,
                 fields=fields,
                 ranges=ranges,
-                sm_counts=(1, MAX_SMS),
+                sm_counts=sm_counts,
+                estimates=catalog.estimates,
             )
             for tile in tiles:
-                found = not kernel.limits or all(must for _, must in covers)
                 yield Reached(shapes, fields, kernel, fitting[tile])
+            found = bool(tiles) and whole.issuperset(tiles)
             if found:
                 break
         if not found:
@@ -219,6 +225,7 @@ def _expand(where: str, given: object, catalog: Catalog, room: int) -> Iterator[
         known = ", ".join([name for name, _ in (*operation.fields, *operation.dims)])
         raise InvalidArgumentError(f"{where}: {operation.name} has no {unknown[0]!r}; it has {known}")
     fields = []
+    asked = {**operation.unasked(asked), **asked}
     for name, allowed in sorted(operation.fields):
         values = asked.get(name, list(allowed))
         values = [values] if isinstance(values, str) else _list(f"{where}.fields.{name}", values)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 
-from warpsmith.catalog.spec import Catalog, Kernel, Variant
+from warpsmith.catalog.spec import Catalog, Kernel, Param, Variant
 from warpsmith.errors import CatalogError
 
 SCHEMA = "warpsmith-source-1"
@@ -22,6 +22,7 @@ OPTIONS = ("-std=c++17", "--no-source-include", "--ptxas-options=-v", "--ptxas-o
 """NVRTC options of every compile, besides the target."""
 
 PROGRAM_NAME = "warpsmith.cu"
+_SOURCE = re.compile(r"[a-z0-9_]+(?:/[a-z0-9_]+)*\.cuh")
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<([^>]+)>)', re.MULTILINE)
 
 
@@ -57,20 +58,43 @@ def digest_parts(parts: Iterable[str | bytes]) -> str:
     return state.hexdigest()
 
 
+class _Sources(Mapping[str, str]):
+    """The device sources of the package, each read when it is first asked for: a first call needs few of them."""
+
+    def __init__(self) -> None:
+        self._root = resources.files("warpsmith") / "kernels"
+        self._texts: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> str:
+        text = self._texts.get(name)
+        if text is None:
+            if not _SOURCE.fullmatch(name):
+                raise KeyError(name)
+            try:
+                text = self._root.joinpath(*name.split("/")).read_text(encoding="utf-8")
+            except (FileNotFoundError, NotADirectoryError):
+                raise KeyError(name) from None
+            text = self._texts[name] = text.replace("\r\n", "\n")
+        return text
+
+    def __iter__(self) -> Iterator[str]:
+        pending = [("", self._root)]
+        while pending:
+            prefix, folder = pending.pop()
+            for entry in folder.iterdir():
+                if entry.is_dir():
+                    pending.append((f"{prefix}{entry.name}/", entry))
+                elif entry.name.endswith(".cuh"):
+                    yield prefix + entry.name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 @lru_cache(maxsize=1)
 def kernel_sources() -> Mapping[str, str]:
     """Every device source of the package: include name → text."""
-    found: dict[str, str] = {}
-    root = resources.files("warpsmith") / "kernels"
-    pending = [("", root)]
-    while pending:
-        prefix, folder = pending.pop()
-        for entry in folder.iterdir():
-            if entry.is_dir():
-                pending.append((f"{prefix}{entry.name}/", entry))
-            elif entry.name.endswith(".cuh"):
-                found[prefix + entry.name] = entry.read_text(encoding="utf-8").replace("\r\n", "\n")
-    return found
+    return _Sources()
 
 
 def closure(name: str, sources: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -105,23 +129,29 @@ def render(kernel: Kernel, variant: Variant) -> str:
 
 def source_unit(kernel: Kernel, variant: Variant, sources: Mapping[str, str] | None = None) -> SourceUnit:
     """Render a variant and digest everything that its cubin is made from."""
-    program = render(kernel, variant)
-    headers = closure(kernel.source, kernel_sources() if sources is None else sources)
+    return _unit(render(kernel, variant), kernel.source, kernel.entry, kernel.params, sources)
+
+
+def _unit(
+    program: str, source: str, entry: str, params: tuple[Param, ...], sources: Mapping[str, str] | None = None
+) -> SourceUnit:
+    headers = closure(source, kernel_sources() if sources is None else sources)
     parts = [SCHEMA, PROGRAM_NAME, program, str(len(headers))]
     for name, text in headers:
         parts += [name, text]
-    parts += [kernel.entry, str(len(OPTIONS)), *OPTIONS]
-    for param in kernel.params:
+    parts += [entry, str(len(OPTIONS)), *OPTIONS]
+    for param in params:
         parts += [param.name, param.ctype]
     return SourceUnit(program, headers, OPTIONS, digest_parts(parts))
 
 
 @lru_cache(maxsize=4096)
-def _digest(kernel: Kernel, variant: Variant) -> str:
-    return source_unit(kernel, variant).digest
+def _digest(program: str, source: str, entry: str, params: tuple[Param, ...]) -> str:
+    return _unit(program, source, entry, params).digest
 
 
 def source_digest(catalog: Catalog, kernel: str, variant: str) -> str:
     """The digest of a variant's source, as a bundle's manifest carries it."""
     row = catalog.kernel(kernel)
-    return _digest(row, row.variant(variant))
+    program = render(row, row.variant(variant))
+    return _digest(program, row.source, row.entry, row.params)  # not of the rows: these take long to hash

@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shapes of the catalog's data: operations, problems, kernels, variants, promises."""
+"""The shapes of the catalog's data: operations, problems, kernels, variants, promises.
+
+What there are hundreds of, and what every call looks up by, is a named tuple: one is made and hashed several times
+faster than a frozen data class, and its class takes an eighth of the time to make on import.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from typing import NamedTuple
 
 from warpsmith.arch import Capability, Suffix, Target
 from warpsmith.errors import CatalogError, InvalidArgumentError
 from warpsmith.tuning import Bound, Rule
+from warpsmith.tuning.estimate import Estimate
+from warpsmith.tuning.splits import SplitRule
 
 _PARAM_BYTES = {"ptr": 8, "i64": 8, "i32": 4, "u32": 4, "f32": 4, "tensormap": 128}
 NO_FORMAT = "-"
 """The format of a problem whose operation has none."""
+_NO_FIELDS: Mapping[str, str] = {}
 
 
 _PAIR = "_x_"
@@ -30,8 +38,7 @@ def operands(format: str) -> tuple[str, ...]:
     return tuple(format.split(_PAIR))
 
 
-@dataclass(frozen=True)
-class Param:
+class Param(NamedTuple):
     """One kernel parameter: its name and its C type (`ptr`, `i64`, `i32`, `u32`, `f32`, `tensormap`)."""
 
     name: str
@@ -48,8 +55,7 @@ class Param:
         return 64 if self.ctype == "tensormap" else self.size
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """What is to be computed, as dispatch sees it: an operation, its fields, its dimensions."""
 
     operation: str
@@ -85,6 +91,8 @@ class Operation:
         Combinations of field values that are no problem at all (the operation rejects them earlier).
     multiples
         (format, dimension, multiple): what a dimension must be divisible by.
+    opt_in
+        Fields that stand at their first value for whoever does not name them, where else every value would be meant.
     """
 
     name: str
@@ -92,6 +100,7 @@ class Operation:
     dims: tuple[tuple[str, int], ...]
     excluded: tuple[tuple[tuple[str, str], ...], ...] = ()
     multiples: tuple[tuple[str, str, int], ...] = ()
+    opt_in: tuple[str, ...] = ()
 
     @cached_property
     def formats(self) -> tuple[str, ...]:
@@ -100,11 +109,17 @@ class Operation:
 
     def combinations(self) -> Iterator[dict[str, str]]:
         """Every allowed assignment of the fields."""
+        yield from map(dict, self._combinations)
+
+    @cached_property
+    def _combinations(self) -> tuple[dict[str, str], ...]:
         names = [name for name, _ in self.fields]
-        for values in product(*(allowed for _, allowed in self.fields)):
-            chosen = dict(zip(names, values, strict=True))
-            if not any(all(chosen.get(k) == v for k, v in bad) for bad in self.excluded):
-                yield chosen
+        every = [dict(zip(names, values, strict=True)) for values in product(*(allowed for _, allowed in self.fields))]
+        return tuple(c for c in every if not any(all(c.get(k) == v for k, v in bad) for bad in self.excluded))
+
+    def unasked(self, fields: Collection[str]) -> dict[str, str]:
+        """The fields that only opt in, of those that are not named, with the value they stand at."""
+        return {name: values[0] for name, values in self.fields if name in self.opt_in and name not in fields}
 
     def multiple(self, format: str, dim: str) -> int:
         """What `dim` must be divisible by for `format`."""
@@ -147,8 +162,7 @@ class Operation:
         return Problem.of(self.name, fields, dims)
 
 
-@dataclass(frozen=True)
-class Instructions:
+class Instructions(NamedTuple):
     """SASS that must be in the cubin for targets of these capabilities which provide `feature`."""
 
     patterns: tuple[str, ...]
@@ -176,6 +190,11 @@ class Variant:
         Problems that resolve to it: proof that it is not dead.
     instructions
         What its SASS must hold.
+    tolerance
+        Relative error that its sums may have: more than fp32's where the tensor cores add in fewer bits.
+    limits
+        Sizes that it computes, the same for all tiles of a kernel and a format; kernels behind it in the catalog
+        compute the others. Empty: all.
     """
 
     name: str
@@ -184,6 +203,8 @@ class Variant:
     witnesses: tuple[Problem, ...]
     tile: str = "default"
     instructions: tuple[Instructions, ...] = ()
+    tolerance: float = 0.0
+    limits: tuple[Bound, ...] = ()
 
     def mismatch(self, problem: Problem) -> str | None:
         """Why the variant does not compute the problem, or None if it does."""
@@ -192,6 +213,13 @@ class Variant:
             if have.get(name) not in values:
                 return f"serves {name} {'/'.join(values)}, not {have.get(name)}"
         return None
+
+    def outside(self, problem: Problem, sm_count: int) -> str | None:
+        """Why the problem's sizes are not the variant's, or None if they are."""
+        if not self.limits:
+            return None
+        dims = dict(problem.dims)
+        return next((f"is for {bound}" for bound in self.limits if not bound.holds(dims, sm_count)), None)
 
 
 @dataclass(frozen=True)
@@ -205,9 +233,9 @@ class Kernel:
     feature
         The least specific target it compiles for: "" plain, "f" family, "a" architecture.
     may_spill
-        Whether register spills are tolerated (never in a main loop).
-    limits
-        Sizes that it computes; the kernels behind it in the catalog compute the others. Empty: all.
+        Whether register spills are tolerated (never in a main loop, unless an instruction is made in software there).
+    emulates
+        The kernel for other devices whose source this one is, with an instruction that they have made in software.
     """
 
     name: str
@@ -220,12 +248,12 @@ class Kernel:
     variants: tuple[Variant, ...]
     feature: Suffix = ""
     may_spill: bool = False
-    limits: tuple[Bound, ...] = ()
+    emulates: str = ""
 
-    def outside(self, problem: Problem, sm_count: int) -> str | None:
-        """Why the problem's sizes are not the kernel's, or None if they are."""
-        dims = dict(problem.dims)
-        return next((f"is for {bound}" for bound in self.limits if not bound.holds(dims, sm_count)), None)
+    @property
+    def takes_maps(self) -> bool:
+        """Whether operands come as tensor maps, not as pointers."""
+        return any(p.ctype == "tensormap" for p in self.params)
 
     def builds_for(self, target: Target) -> bool:
         """Whether the plan has cubins of this kernel for `target`."""
@@ -245,14 +273,15 @@ class Kernel:
         raise CatalogError(f"kernel {self.name} has no variant {name!r}")
 
 
-@dataclass(frozen=True)
-class Promise:
+class Promise(NamedTuple):
     """(operation, format, capability) → the kernels that must serve it, or why it is unsupported.
 
     Attributes
     ----------
     kernel
         What serves every size, but those of `others`.
+    fields
+        (field, values): the problems it is about; none for all that no other promise is about.
     others
         Kernels with limits; each must serve sizes of its own.
     """
@@ -262,7 +291,12 @@ class Promise:
     capability: Capability
     kernel: str | None
     reason: str = ""
+    fields: tuple[tuple[str, tuple[str, ...]], ...] = ()
     others: tuple[str, ...] = ()
+
+    def concerns(self, fields: Mapping[str, str]) -> bool:
+        """Whether it is about problems with these fields."""
+        return all(fields.get(name) in values for name, values in self.fields)
 
     def __str__(self) -> str:
         return f"{self.operation}/{self.format}@{self.capability}"
@@ -280,8 +314,7 @@ class CubinId:
         return f"{self.kernel}/{self.variant}@{self.target}"
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """Something wrong: a stable code, what it is about, what to do."""
 
     code: str
@@ -302,6 +335,8 @@ class Catalog:
     kernels: tuple[Kernel, ...]
     promises: tuple[Promise, ...]
     tuning: tuple[Rule, ...] = field(default=())
+    estimates: tuple[Estimate, ...] = field(default=())
+    splits: tuple[SplitRule, ...] = field(default=())
 
     def operation(self, name: str) -> Operation:
         """The operation of that name.
@@ -330,15 +365,33 @@ class Catalog:
                 return kernel
         raise CatalogError(f"the catalog has no kernel {name!r}")
 
+    def split_rule(self, kernel: str, tile: str) -> SplitRule | None:
+        """The rule for splits of K of a kernel's tile, if there is one."""
+        return next((r for r in self.splits if (r.kernel, r.tile) == (kernel, tile)), None)
+
+    def estimate(self, kernel: str) -> Estimate | None:
+        """What is estimated of a kernel's costs, if anything is."""
+        return next((e for e in self.estimates if e.kernel == kernel), None)
+
     @cached_property
     def modules(self) -> tuple[str, ...]:
         """The module names, in order of appearance."""
         return tuple(dict.fromkeys(k.module for k in self.kernels))
 
     @cached_property
-    def _promises(self) -> dict[tuple[str, str, Capability], Promise]:
-        return {(p.operation, p.format, p.capability): p for p in self.promises}
+    def _promises(self) -> dict[tuple[str, str, Capability], list[Promise]]:
+        found: dict[tuple[str, str, Capability], list[Promise]] = {}
+        for promise in sorted(self.promises, key=lambda p: not p.fields):
+            found.setdefault((promise.operation, promise.format, promise.capability), []).append(promise)
+        return found
 
-    def promise(self, operation: str, format: str, capability: Capability) -> Promise | None:
-        """The promise for a problem's operation and format on a capability, or None."""
-        return self._promises.get((operation, format, capability))
+    def promised(self, operation: str, format: str, capability: Capability) -> tuple[Promise, ...]:
+        """The promises for an operation and format on a capability: those about some fields, then the one for all."""
+        return tuple(self._promises.get((operation, format, capability), ()))
+
+    def promise(
+        self, operation: str, format: str, capability: Capability, fields: Mapping[str, str] = _NO_FIELDS
+    ) -> Promise | None:
+        """The promise for a problem's operation, format and fields on a capability, or None."""
+        promises = self._promises.get((operation, format, capability), ())
+        return next((p for p in promises if p.concerns(fields)), None)

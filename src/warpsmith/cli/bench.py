@@ -13,14 +13,20 @@ from warpsmith.cli.report import command, say, table
 from warpsmith.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from warpsmith.bench.result import Row
+    from warpsmith.bench.result import Result, Row
 
-OPERATIONS = ("quantize",)
+OPERATIONS = ("quantize", "gemm", "moe")
 
 _OPERATION = typer.Argument(metavar="OP", help=f"One of: {', '.join(OPERATIONS)}.")
 _OUT = typer.Option("--out", help="Write the run as JSON into this file.")
 _PLOT = typer.Option("--plot", help="Draw the run into this PNG file (needs matplotlib).")
-_SHAPES = typer.Option("--shapes", help="Sizes as MxK, separated by spaces.", show_default="real models' sizes")
+_SHAPES = typer.Option(
+    "--shapes",
+    help="Sizes, separated by spaces: MxK; of gemm MxNxK; of moe tokens.",
+    show_default="real models' sizes",
+)
+_TUNE = typer.Option("--tune", help="Time every tile of gemm, and write the table that WARPSMITH_TUNING_PATH takes.")
+_MODELS = typer.Option("--models", help="Models whose layers moe measures, separated by spaces.", show_default="all")
 _JSON = typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
 
 
@@ -28,27 +34,30 @@ def bench(
     operation: Annotated[str, _OPERATION],
     shapes: Annotated[str, _SHAPES] = "",
     formats: FormatsOption = "",
+    models: Annotated[str, _MODELS] = "",
     out: Annotated[Path | None, _OUT] = None,
     plot: Annotated[Path | None, _PLOT] = None,
+    tune: Annotated[Path | None, _TUNE] = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Measure an operation on the GPU at hand, beside its floor and its peers."""
     with command(json) as report:
         if operation not in OPERATIONS:
             raise InvalidArgumentError(f"there is no benchmark of {operation!r}; expected {', '.join(OPERATIONS)}")
-        from warpsmith.bench import quantize
-        from warpsmith.catalog.formats import FORMATS, get_format
-
-        chosen = [get_format(name).name for name in words(formats)] or list(FORMATS)
-        sizes = [_size(word) for word in words(shapes)] or list(quantize.SHAPES)
-        result = quantize.run(sizes, chosen)
+        if tune is not None and operation != "gemm":
+            raise InvalidArgumentError(f"--tune is for gemm; {operation} has no tiles to time")
+        if operation == "gemm":
+            result = _gemm(shapes, formats, tune)
+        else:
+            result = _moe(shapes, formats, models) if operation == "moe" else _quantize(shapes, formats)
         if out is not None:
             out.write_text(result.to_json(), encoding="utf-8")
             say(f"wrote {out}")
         if plot is not None:
-            from warpsmith.bench.plot import draw
+            from warpsmith.bench import moe_plot
+            from warpsmith.bench import plot as bandwidth_plot
 
-            draw(result, plot)
+            (moe_plot if operation == "moe" else bandwidth_plot).draw(result, plot)
             say(f"wrote {plot}")
         report.extra["bench"] = {"device": result.device, "rows": [_row(row) for row in result.rows]}
         report.text = [
@@ -58,11 +67,52 @@ def bench(
         ]
 
 
-def _size(word: str) -> tuple[int, int]:
-    m, _, k = word.lower().partition("x")
-    if not (m.isdigit() and k.isdigit()):
-        raise InvalidArgumentError(f"cannot read {word!r} as a size; write MxK, for example 4096x7168")
-    return int(m), int(k)
+def _quantize(shapes: str, formats: str) -> Result:
+    from warpsmith.bench import quantize
+    from warpsmith.catalog.formats import FORMATS, get_format
+
+    chosen = [get_format(name).name for name in words(formats)] or list(FORMATS)
+    sizes = [_size(word, 2) for word in words(shapes)] or quantize.SHAPES
+    return quantize.run([(m, k) for m, k in sizes], chosen)
+
+
+def _gemm(shapes: str, formats: str, tune: Path | None) -> Result:
+    from warpsmith import tuning
+    from warpsmith.bench import gemm
+    from warpsmith.catalog import CATALOG
+    from warpsmith.catalog.spec import operands
+
+    known, asked = CATALOG.operation("gemm").formats, words(formats)
+    for name in asked:
+        if not any(name in (pair, *operands(pair)) for pair in known):
+            raise InvalidArgumentError(f"unknown format {name!r}; expected an operand's, or one of {', '.join(known)}")
+    chosen = [pair for pair in known if not asked or {pair, *operands(pair)} & set(asked)]
+    sizes = [_size(word, 3) for word in words(shapes)] or gemm.SHAPES
+    result, rules = gemm.run([(m, n, k) for m, n, k in sizes], chosen, tune=tune is not None)
+    if tune is not None:
+        tune.write_text(tuning.dump(rules), encoding="utf-8")
+        say(f"wrote {tune}: {len(rules)} rules")
+    return result
+
+
+def _moe(shapes: str, formats: str, models: str) -> Result:
+    from warpsmith.bench import moe
+    from warpsmith.catalog.formats import get_format
+
+    tokens = words(shapes)
+    for word in tokens:
+        if not word.isdigit() or int(word) < 1:
+            raise InvalidArgumentError(f"cannot read {word!r} as a number of tokens; write 1, 64, 2048")
+    chosen = [name if name == "bf16" else get_format(name).name for name in words(formats)]
+    return moe.run(words(models), [int(word) for word in tokens] or moe.TOKENS, chosen)
+
+
+def _size(word: str, count: int) -> tuple[int, ...]:
+    parts = word.lower().split("x")
+    if len(parts) != count or not all(p.isdigit() and int(p) for p in parts):
+        form, example = ("MxK", "4096x7168") if count == 2 else ("MxNxK", "16x7168x2048")
+        raise InvalidArgumentError(f"cannot read {word!r} as a size; write {form}, for example {example}")
+    return tuple(int(p) for p in parts)
 
 
 def _row(row: Row) -> dict[str, object]:

@@ -38,7 +38,7 @@ def examine(report: Report) -> None:
     toolchain = look("nvrtc", probes.toolchain) or {"error": "the toolchain could not be looked at"}
     places = look("bundles", probes.bundles, settings) or ()
     look("cache", probes.cache, settings)
-    refusal = toolchain.get("error") if settings.jit else "compiling is forbidden by WARPSMITH_JIT=forbid"
+    refusal = settings.jit_refusal or toolchain.get("error")
     look("kernels", probes.coverage, settings, places, [d for _, d in devices], refusal)
     facts["settings"] = {
         "arch_list": settings.arch_list,

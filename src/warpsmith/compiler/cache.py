@@ -27,6 +27,13 @@ class ByteStore(Protocol):
         """Keep a value in place of what is there; raises `StoreError` or `OSError` if it cannot."""
 
 
+class SharedStore(ByteStore, Protocol):
+    """A store that others fill too."""
+
+    def has(self, key: str) -> bool:
+        """Whether an entry is there, whole or not; raises `StoreError` or `OSError` if that cannot be told."""
+
+
 @runtime_checkable
 class AheadStore(ByteStore, Protocol):
     """A store that is far away, and reads side by side what it is told will be asked for."""

@@ -33,6 +33,8 @@ PATIENCE = 120.0
 _POLL = 1.0
 _AHEAD = 3  # jobs sent for each thread of the cluster: one runs, one waits there, one is on its way
 _MINIMUM = 64
+_BATCH = 8  # jobs in one of dask's tasks at most: what a task costs beside its bytes is shared by them
+_SHARES = 4  # tasks that each thread of the cluster is left with at least, so that no batch is waited for at the end
 _ATTEMPTS = 4
 _PROBES = 16
 _TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)  # three types before Python 3.11
@@ -83,7 +85,8 @@ class Cluster(Executor):
         self._toolchain = toolchain or find_toolchain()
         self._lock, self._looking, self._closed = threading.Lock(), threading.Lock(), threading.Event()
         self._waiting: deque[_Job] = deque()
-        self._running: dict[Future[Any], _Job] = {}
+        self._running: dict[Future[Any], _Batch] = {}
+        self._name, self._sent = uuid.uuid4().hex, 0
         self._fit: dict[str, int] = {}  # addresses with their threads
         self._unfit: dict[str, str] = {}  # addresses with the reason
         self._helper = DaemonThreads(1, "warpsmith-cluster")
@@ -123,7 +126,7 @@ class Cluster(Executor):
         """Leave the cluster, once all jobs are done or at once with ``cancel_futures``."""
         if wait and not cancel_futures:
             with self._lock:
-                left = [job.outer for job in (*self._waiting, *self._running.values())]
+                left = [job.outer for job in self._unfinished()]
             concurrent.futures.wait(left)
         self._closed.set()
         self._fail_all("the cluster was left before the job was done")
@@ -139,33 +142,62 @@ class Cluster(Executor):
         """Hand over what keeps the workers busy; the rest waits here, where it costs the scheduler nothing."""
         while not self._closed.is_set():
             with self._lock:
-                room = max(_MINIMUM, _AHEAD * sum(self._fit.values())) - len(self._running)
+                threads = sum(self._fit.values())
+                room = max(_MINIMUM, _AHEAD * threads) - len(self._running)
                 if not self._waiting or not self._fit or room <= 0:
                     return
-                job = self._waiting.popleft()
-                if not job.begin():
+                jobs = self._next(min(_BATCH, len(self._waiting) // (_SHARES * threads)))
+                if not jobs:
                     continue
-                job.only = frozenset(self._fit) if self._unfit else frozenset()
-                inner = self._executor.submit(pickle.loads, job.pickled(), key=job.key, workers=list(job.only) or None)
-                self._running[inner] = job
+                self._sent += 1
+                batch = _Batch(jobs, frozenset(self._fit) if self._unfit else frozenset())
+                key = f"{jobs[0].fn.__name__}-{self._name}-{self._sent}"  # dask's dashboard groups by the first part
+                inner = self._executor.submit(pickle.loads, batch.pickled(), key=key, workers=list(batch.only) or None)
+                self._running[inner] = batch
             inner.add_done_callback(self._done)
+
+    def _next(self, limit: int) -> list[_Job]:
+        """The jobs to send next, at most `limit` or one; one that failed in company goes alone."""
+        jobs: list[_Job] = []
+        while self._waiting and len(jobs) < max(limit, 1) and not (jobs and (jobs[-1].alone or self._waiting[0].alone)):
+            job = self._waiting.popleft()
+            if job.begin():
+                jobs.append(job)
+        return jobs
 
     def _done(self, inner: Future[Any]) -> None:
         """Called in dask's own thread: what takes time is left to the helper."""
         with self._lock:
-            job = self._running.pop(inner, None)
-        if job is None:
+            batch = self._running.pop(inner, None)
+        if batch is None:
             return
         try:
-            job.outer.set_result(inner.result())
-        except (ToolchainError, ImportError) as error:
-            self._helper.submit(self._refused, job, error)
-            return
+            outcomes = inner.result()
         except concurrent.futures.CancelledError:
-            job.fail(WorkerError(f"{job.name}: the scheduler {self.address} is gone, or dropped the job"))
+            for job in batch.jobs:
+                job.fail(WorkerError(f"{job.name}: the scheduler {self.address} is gone, or dropped the job"))
         except Exception as error:
-            job.fail(_translated(job.name, error))
+            if len(batch.jobs) > 1 and not isinstance(error, (ToolchainError, ImportError)):
+                with self._lock:  # one of them is to blame, perhaps: it will be named
+                    for job in reversed(batch.jobs):
+                        job.alone = True
+                        self._waiting.appendleft(job)
+            else:
+                for job in batch.jobs:
+                    self._failed(job, error)
+        else:
+            for job, (value, wrong) in zip(batch.jobs, outcomes, strict=True):
+                if wrong is None:
+                    job.outer.set_result(value)
+                else:
+                    self._failed(job, wrong)
         self._helper.submit(self._send)
+
+    def _failed(self, job: _Job, error: Exception) -> None:
+        if isinstance(error, (ToolchainError, ImportError)):
+            self._helper.submit(self._refused, job, error)
+        else:
+            job.fail(_translated(job.name, error))
 
     def _refused(self, job: _Job, error: Exception) -> None:
         """A job that comes back from a worker without the toolchain goes to one that has it."""
@@ -230,19 +262,23 @@ class Cluster(Executor):
     def _recall(self) -> None:
         """Take back jobs that only workers may run which are all gone: dask would keep them for their return."""
         with self._lock:
-            lost = [inner for inner, job in self._running.items() if job.only and job.only.isdisjoint(self._fit)]
-            self._waiting.extendleft(self._running.pop(inner) for inner in lost)
+            lost = [inner for inner, batch in self._running.items() if batch.only and batch.only.isdisjoint(self._fit)]
+            for inner in lost:
+                self._waiting.extendleft(reversed(self._running.pop(inner).jobs))
         for inner in lost:
             inner.cancel()
 
     def _fail_all(self, reason: str) -> None:
         with self._lock:
-            jobs = [*self._waiting, *self._running.values()]
+            jobs = self._unfinished()
             self._waiting.clear()
             self._running.clear()
         for job in jobs:
             if job.begin():
                 job.fail(WorkerError(f"{job.name}: {reason}"))
+
+    def _unfinished(self) -> list[_Job]:
+        return [*self._waiting, *(job for batch in self._running.values() for job in batch.jobs)]
 
 
 class _Job:
@@ -250,25 +286,13 @@ class _Job:
 
     def __init__(self, fn: Callable[..., Any], argument: Any) -> None:
         self.fn, self.argument, self.attempts = fn, argument, 0
-        self.only: frozenset[str] = frozenset()  # the workers that may run it; empty for any
+        self.alone = False  # whether it has to be sent without others
         self.outer: Future[Any] = Future()
 
     @property
     def name(self) -> str:
         """What it is about, for messages."""
         return str(getattr(self.argument, "cubin", self.argument))
-
-    @property
-    def key(self) -> str:
-        """A name of its own for dask, whose dashboard groups by what stands before the dash."""
-        return f"{self.fn.__name__}-{uuid.uuid4().hex}"
-
-    def pickled(self) -> bytes:
-        """Bytes that are the call's result once they are unpickled.
-
-        A scheduler imports what it is told to run, and would need this package; `pickle.loads` it has.
-        """
-        return pickle.dumps(_Call(self.fn, self.argument))
 
     def begin(self) -> bool:
         """Whether the caller still wants it."""
@@ -281,14 +305,41 @@ class _Job:
             self.outer.set_exception(error)
 
 
-class _Call:
-    """Pickled in place of what a function returns."""
+class _Batch:
+    """Jobs that are sent together, and the workers that may run them; none for any.
 
-    def __init__(self, fn: Callable[..., Any], argument: Any) -> None:
-        self._fn, self._argument = fn, argument
+    A scheduler imports what it is told to run, and would need this package; `pickle.loads` it has. So what is sent is
+    bytes that are the calls' outcomes once they are unpickled.
+    """
+
+    def __init__(self, jobs: list[_Job], only: frozenset[str]) -> None:
+        self.jobs, self.only = jobs, only
+
+    def pickled(self) -> bytes:
+        return pickle.dumps(self)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any]]:
-        return self._fn, (self._argument,)
+        return run_all, ([(job.fn, job.argument) for job in self.jobs],)
+
+
+def run_all(calls: list[tuple[Callable[..., Any], Any]]) -> list[tuple[Any, Exception | None]]:
+    """What each function returns for its argument, or the exception that it raises."""
+    outcomes: list[tuple[Any, Exception | None]] = []
+    for fn, argument in calls:
+        try:
+            outcomes.append((fn(argument), None))
+        except Exception as error:
+            outcomes.append((None, _sendable(error)))
+    return outcomes
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or one that says the same if it does not survive being sent."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - its own
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _client(address: str, timeout: float) -> Any:

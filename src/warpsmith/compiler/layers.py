@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from warpsmith.bundle.store import Store
-from warpsmith.compiler.cache import ByteStore
+from warpsmith.compiler.cache import SharedStore
 from warpsmith.compiler.daemons import DaemonThreads
 from warpsmith.errors import StoreError
 
@@ -43,7 +43,7 @@ class Patient:
     """
 
     def __init__(
-        self, store: ByteStore, *, timeout: float = TIMEOUT, patience: float = PATIENCE, worth: float = WORTH
+        self, store: SharedStore, *, timeout: float = TIMEOUT, patience: float = PATIENCE, worth: float = WORTH
     ) -> None:
         self._store, self._timeout, self._patience, self._worth = store, timeout, patience, worth
         self._waited, self._answers = 0.0, 0
@@ -86,9 +86,27 @@ class Patient:
         StoreError
             If an earlier write failed.
         """
+        self._write(self._store.put, key, data)
+
+    def offer(self, key: str, read: Callable[[str], bytes | None]) -> None:
+        """In the background, write what `read` has under a key, unless an entry is there.
+
+        Raises
+        ------
+        StoreError
+            If an earlier write failed.
+        """
+        self._write(self._share, key, read)
+
+    def _share(self, key: str, read: Callable[[str], bytes | None]) -> None:
+        data = None if self._store.has(key) else read(key)  # not read before its turn: there may be thousands
+        if data is not None:
+            self._store.put(key, data)
+
+    def _write(self, do: Callable[..., None], *arguments: Any) -> None:
         self._check(f for f in self._writing if f.done())
         self._writing = {f for f in self._writing if not f.done()}
-        self._writing.add(self._threads.submit(self._store.put, key, data))
+        self._writing.add(self._threads.submit(do, *arguments))
 
     def flush(self) -> None:
         """Wait for the writes, as long as they go on, and no longer than `patience`.
@@ -126,14 +144,15 @@ class Layers:
     Parameters
     ----------
     local
-        What this machine compiled itself.
+        What this machine compiled itself. What is found there is shared too, unless it is.
     shared
         What others compiled too.
     copies
         Where entries of the shared store are kept on this machine. Not in `local`: once there, nobody could tell any
         more that they came from elsewhere.
     read_shared
-        False for a release: neither the shared store nor its copies are read; what is compiled is still shared.
+        False for a release: neither the shared store nor its copies are read; what is compiled, or was on this machine,
+        is still shared.
 
     Notes
     -----
@@ -142,7 +161,7 @@ class Layers:
 
     def __init__(self, local: Store, shared: Patient, copies: Store, *, read_shared: bool = True) -> None:
         self._local, self._shared, self._copies = local, shared, copies
-        self._found: dict[str, bytes] = {}
+        self._found: dict[str, tuple[bytes, bool]] = {}  # with whether it was compiled on this machine
         self._reading = read_shared
         self._failed: set[str] = set()
 
@@ -151,27 +170,32 @@ class Layers:
         if not self._reading:
             return
         for key in keys:
-            data = self._nearby(key)
-            if data is not None:
-                self._found[key] = data
+            near = self._nearby(key)
+            if near is not None:
+                self._found[key] = near
         self._shared.expect([key for key in keys if key not in self._found])
 
     def get(self, key: str) -> bytes | None:
         """The value under a key from the nearest place that has it whole, or None."""
-        data = self._found.pop(key, None) or self._nearby(key)
-        if data is not None or not self._reading:
+        near = self._found.pop(key, None) or self._nearby(key)
+        if near is not None:
+            data, own = near
+            if own:
+                self._write("shared", self._shared.offer, key, self._local.get)
             return data
+        if not self._reading:
+            return None
         try:
-            data = self._shared.get(key)
+            found = self._shared.get(key)
         except (StoreError, OSError) as error:
             self._reading = False
             self._failed.add("shared")
             self._shared.drop()
             _warn(f"the shared compile cache is not used for the rest of this build: {error}")
             return None
-        if data is not None:
-            self._write("copies", self._copies.put, key, data)
-        return data
+        if found is not None:
+            self._write("copies", self._copies.put, key, found)
+        return found
 
     def put(self, key: str, data: bytes) -> None:
         """Keep a value in both places, as far as they take it."""
@@ -189,9 +213,13 @@ class Layers:
             self._write("shared", self._shared.flush)
         self._shared.drop()
 
-    def _nearby(self, key: str) -> bytes | None:
+    def _nearby(self, key: str) -> tuple[bytes, bool] | None:
+        """The value in the local store or among the copies, and whether it is the local store's."""
         data = self._local.get(key)
-        return self._copies.get(key) if data is None and self._reading else data
+        if data is not None:
+            return data, True
+        data = self._copies.get(key) if self._reading else None
+        return None if data is None else (data, False)
 
     def _write(self, name: str, do: Callable[..., None], *arguments: Any) -> None:
         if name in self._failed:

@@ -15,14 +15,14 @@ from typing import Any
 from urllib.request import url2pathname
 
 from warpsmith.bundle.store import HEADER_BYTES, MAX_ENTRY_BYTES, DamageReport, Store, damage, header
-from warpsmith.compiler.cache import ByteStore
+from warpsmith.compiler.cache import SharedStore
 from warpsmith.errors import InvalidArgumentError, StoreError
 
 _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]+::)*([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _USER = re.compile(r"//[^/@]*@")
 
 
-def open_shared(url: str, on_damage: DamageReport | None = None) -> ByteStore:
+def open_shared(url: str, on_damage: DamageReport | None = None) -> SharedStore:
     """The store behind a URL; nothing is contacted yet.
 
     Parameters
@@ -106,6 +106,20 @@ class UrlStore:
         if self._on_damage is not None:
             self._on_damage(key, wrong)
         return None
+
+    def has(self, key: str) -> bool:
+        """Whether an entry is there, whole or not.
+
+        Raises
+        ------
+        StoreError
+            If the cache cannot be asked.
+        """
+        try:
+            system, root = self._open()
+            return bool(system.exists(f"{root}/{key}.entry"))
+        except Exception as error:
+            raise StoreError(f"{self.url} cannot be read: {_reason(error)}") from error
 
     def put(self, key: str, data: bytes) -> None:
         """Keep a value; one that is there is replaced.

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
-from warpsmith.runtime.device import device_facts
 from warpsmith.runtime.driver import Driver
 from warpsmith.runtime.kernels import Runtime
 from warpsmith.runtime.launch import PreparedKernel
@@ -34,7 +33,6 @@ class Bench:
         self.device = device
         self.driver = driver
         self.stream = Stream(driver, device)
-        self.sm_count = device_facts(device, driver).sm_count
         tiles = dict.fromkeys(v.tile for k in catalog.kernels for v in k.variants)
         self.runtimes = {
             tile: Runtime(settings, replace(catalog, tuning=_forcing(catalog, tile)), driver) for tile in tiles

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `warpsmith verify` runs of the module `gemm`: every tile of every pair of formats, against float64.
+"""What `warpsmith verify` runs of `gemm` and `fp4_gemm`: every tile of every pair of formats, against float64.
 
 Operands are random codes and scales, decoded exactly by the reference; the measure and its limits are those of
-``docs/numerics.md``. Each launch runs twice and must give the same bits. Padding of scales and rows is filled with what
-would show: 0xFF, which is NaN as a scale, and 0xAB.
+``docs/numerics.md``. Padding of scales and rows is filled with what would show: 0xFF, which is NaN as a scale, and
+0xAB. The
+launches are in ``evidence/gemm_launches.py``.
 """
 
 from __future__ import annotations
@@ -15,16 +16,25 @@ from typing import Any
 import numpy as np
 
 from warpsmith import reference
-from warpsmith.catalog.formats import FORMATS, LINEAR
-from warpsmith.catalog.gemm import PAIRS, PLAIN, k_multiple, sm80_tile
-from warpsmith.catalog.gemm_stream import TILES
-from warpsmith.catalog.spec import CubinId, Problem, pair
+from warpsmith.catalog.formats import FORMATS, LINEAR, TILED
+from warpsmith.catalog.fp4_gemm import PAIRS as BLOCK_SCALED_PAIRS
+from warpsmith.catalog.gemm import (
+    DEFAULT_PATH,
+    EMULATED_PATH,
+    LINEAR_LAYOUT,
+    PAIRS,
+    PLAIN,
+    PREPARED,
+    PREPARED_LAYOUT,
+    TILED_LAYOUT,
+    k_multiple,
+)
+from warpsmith.catalog.gemm_stream import PAIRS as STREAMED_PAIRS
+from warpsmith.catalog.spec import pair
 from warpsmith.evidence.cases import DTYPES
-from warpsmith.evidence.device import POISON, Array, Bench, Guarded
+from warpsmith.evidence.device import Array
 from warpsmith.ops import gemm_args as arguments
-from warpsmith.ops.gemm_stream_args import stream_launch
 from warpsmith.reference import layouts
-from warpsmith.runtime.launch import PreparedKernel
 
 KINDS = ("outliers", "zeros", "largest", "subnormal", "not_finite")
 """Adversarial operands; ``cancelling`` is one more for pairs of plain ones, and ``normal`` is what the rest have."""
@@ -59,6 +69,10 @@ class GemmCase:
         Bytes between rows.
     scale_each
         Whether each batch or group has global scales of its own.
+    path
+        As a problem names it.
+    prepared
+        Whether B's elements are packed by `reference.pack_codes`.
     """
 
     a: str
@@ -78,6 +92,8 @@ class GemmCase:
     splits: int = 1
     padding: int = 0
     scale_each: bool = False
+    path: str = DEFAULT_PATH
+    prepared: bool = False
 
     @property
     def operation(self) -> str:
@@ -89,8 +105,23 @@ class GemmCase:
         """Both formats, as a problem names them."""
         return pair(self.a, self.b)
 
+    @property
+    def layout(self) -> str:
+        """How operands lie, as a problem names it."""
+        if self.prepared:
+            return PREPARED_LAYOUT
+        sides = ((self.a, self.tiled_a), (self.b, self.tiled_b))
+        linear = any(f not in PLAIN and not tiled and len(FORMATS[f].layouts) > 1 for f, tiled in sides)
+        return LINEAR_LAYOUT if linear else TILED_LAYOUT
+
+    @property
+    def size(self) -> arguments.Size:
+        """What is multiplied."""
+        return arguments.Size(self.mode, self.m, self.n, self.k, self.batches)
+
     def __str__(self) -> str:
-        flags = [f for f in ("tiled_a", "tiled_b", "wide", "scale_each") if getattr(self, f)]
+        flags = [f for f in ("tiled_a", "tiled_b", "wide", "scale_each", "prepared") if getattr(self, f)]
+        flags += [self.path] if self.path != DEFAULT_PATH else []
         extra = [f"{f}={getattr(self, f)}" for f in ("bias", "splits", "padding") if getattr(self, f) not in ("", 0, 1)]
         shape = f"{self.batches}x{self.m}x{self.n}x{self.k}"
         return " ".join(["gemm", self.format, shape, self.mode, self.out, self.kind, *flags, *extra])
@@ -123,10 +154,41 @@ def gemm_cases(a: str, b: str) -> Iterator[GemmCase]:
         yield replace(base, m=33, n=40, k=1024, kind="cancelling")
 
 
+def stream_cases(a: str, b: str) -> Iterator[GemmCase]:
+    """The cases of one pair for kernels of few rows: rows of B and K that end anywhere, and groups of every size."""
+    step = k_multiple(a, b)
+    base = GemmCase(a, b, 1, 8, step)
+    yield replace(base, m=4, n=4104, k=-(-1000 // step) * step, out="bf16", tiled_b=True)
+    yield replace(base, m=3, n=520, k=-(-4700 // step) * step, out="fp16", bias="fp32", tiled_b=True, padding=32)
+    yield replace(base, m=8, n=16384, k=2 * step, out="bf16", bias="bf16")
+    yield replace(base, m=3, n=72, k=9 * step, batches=5, scale_each=True, tiled_b=True)
+    yield replace(base, m=2, n=136, k=9216)
+    pair_groups = replace(base, mode="grouped", batches=4, m=15, rows=(0, 9, 2, 1), k=7680 + step)
+    yield replace(pair_groups, n=40, out="bf16", bias="fp16", tiled_b=True, scale_each=True)
+    rows = (4, 0, 20, 1, 1, 0, 0, 7, 3, 0, 0, 9, 0, 0, 0, 2)
+    grouped = replace(base, mode="grouped", batches=16, m=sum(rows), rows=rows, n=776, k=6 * step, scale_each=True)
+    yield grouped
+    yield replace(grouped, out="bf16", bias="bf16", tiled_b=True, wide=True)
+    yield replace(base, mode="masked", batches=4, m=4, rows=(4, 0, 3, 1), n=1000, k=11 * step, tiled_b=True)
+    for kind in KINDS:
+        yield replace(base, m=4, n=200, k=19 * step, kind=kind, tiled_b=kind == "not_finite")
+
+
+def emulated_cases(a: str, b: str) -> Iterator[GemmCase]:
+    """The cases of one pair for kernels that read tiled scales, or prepared weights, and may be emulated."""
+    for case in gemm_cases(a, b):
+        path, prepared = (DEFAULT_PATH, True) if pair(a, b) in PREPARED else (EMULATED_PATH, False)
+        yield replace(case, tiled_a=True, tiled_b=True, path=path, prepared=prepared)
+
+
 def all_gemm_cases() -> Iterator[GemmCase]:
-    """Every case of the module."""
+    """Every case of both modules."""
     for a, b in PAIRS:
         yield from gemm_cases(a, b)
+    for a, b in STREAMED_PAIRS:
+        yield from stream_cases(a, b)
+    for a, b in BLOCK_SCALED_PAIRS:
+        yield from emulated_cases(a, b)
 
 
 @dataclass
@@ -212,18 +274,30 @@ def make_side(
     codes = _codes(spec, kind, shape, rng)
     if spec.element_bits == 4:
         codes = codes[..., 0::2] | codes[..., 1::2] << 4
+    codes = reference.pack_codes(codes, "mxfp8") if case.prepared and format == case.b else codes
     linear = _scales(spec, kind, (batches, -(-rows // spec.block[0]), case.k // spec.block[1]), rng)
     layout = spec.layouts[-1] if tiled else LINEAR
     flat = linear if offsets is None else linear[0]
     scales = layouts.pack(flat, layout, offsets=offsets)
-    used = layouts.pack(np.ones_like(flat, np.uint8), layout, offsets=offsets).astype(bool)
+    used = layouts.pack(_readable(case, layout, flat), layout, offsets=offsets).astype(bool)
     values = reference.decode_float64(
         codes if offsets is None else codes[0], scales, format,
         shape=shape if offsets is None else shape[1:], scale_layout=layout, offsets=offsets,
+        packing="mxfp8" if case.prepared and format == case.b else "",
     )  # fmt: skip
     poisoned = scales.copy()
     poisoned[~used] = _SCALE_PADDING if scales.dtype == np.uint8 else np.nan
     return Side(_with_padding(codes, case.padding), poisoned, layout, values.reshape(shape))
+
+
+def _readable(case: GemmCase, layout: str, linear: Array) -> Array:
+    """Ones for each scale that a kernel may use, shaped as the linear ones.
+
+    Kernels that take all scales tiled multiply the padding of a row with zeros: it has to be a number.
+    """
+    if layout != TILED or case.a in PLAIN or case.layout == LINEAR_LAYOUT:
+        return np.ones_like(linear, np.uint8)
+    return np.ones((*linear.shape[:-1], -(-linear.shape[-1] // 4) * 4), np.uint8)
 
 
 class Product:
@@ -296,8 +370,13 @@ class Product:
         return want, self._multiply(np.abs(self.a.values), np.abs(self.b.values), None, alpha)
 
 
-def compare(case: GemmCase, got: Array, want: Array, measure: Array, written: Array) -> tuple[str, float]:
-    """How D differs from what it should be, in words (empty if it does not), and the error."""
+def compare(
+    case: GemmCase, got: Array, want: Array, measure: Array, written: Array, tolerance: float = 0.0
+) -> tuple[str, float]:
+    """How D differs from what it should be, in words (empty if it does not), and the error.
+
+    `tolerance` is that of the kernel's sums, where it is more than that of the result's type.
+    """
     values, target, size = got.astype(np.float64)[written], want[written], measure[written]
     nan = np.isnan(target)
     if (np.isnan(values) != nan).any():
@@ -306,84 +385,5 @@ def compare(case: GemmCase, got: Array, want: Array, measure: Array, written: Ar
         error = float(np.linalg.norm(np.where(nan, 0, values - np.where(nan, 0, target))))
         norm = float(np.linalg.norm(np.where(nan, 0, size)))
     relative = error / norm if norm else 0.0 if error == 0 else np.inf
-    limit = LIMITS.get(case.out, max(2e-6, 3e-9 * case.k))
+    limit = max(tolerance, LIMITS.get(case.out, max(2e-6, 3e-9 * case.k)))
     return ("" if relative <= limit else f"error {relative:.3g} exceeds {limit:.3g}"), relative
-
-
-def run_gemm(bench: Bench, case: GemmCase, rng: np.random.Generator) -> Iterator[tuple[CubinId, str, float]]:
-    """Run a case with every tile; for each, the cubin, a mismatch in words, and the error."""
-    product = Product(case, rng)
-    want, measure = product.expected()
-    sources = (
-        product.a.memory, product.b.memory, product.a.scales, product.b.scales, product.bias, product.a_scale,
-        product.b_scale, product.index,
-    )  # fmt: skip
-    buffers = [None if x is None else Guarded(bench, x.nbytes, np.ascontiguousarray(x).tobytes()) for x in sources]
-    problem = Problem.of(
-        "gemm",
-        {"format": case.format, "mode": case.mode},
-        {"m": _size(case).rows, "n": case.n, "k": case.k, "batches": case.batches},
-    )
-    for kernel in bench.kernels(problem).values():
-        launch = plan(case, product, kernel.cubin, bench.sm_count)
-        results = [_launch(bench, kernel, launch, buffers, product) for _ in range(2)]
-        values, faults = results[0]
-        mismatch, error = compare(case, values, want, measure, product.written())
-        if values.tobytes() != results[1][0].tobytes():
-            faults.append("two runs differ")
-        yield kernel.cubin, "; ".join(p for p in (mismatch, *faults) if p), error
-    for buffer in buffers:
-        if buffer is not None:
-            buffer.close()
-
-
-def _size(case: GemmCase) -> arguments.Size:
-    return arguments.Size(case.mode, case.m, case.n, case.k, case.batches)
-
-
-def plan(case: GemmCase, product: Product, cubin: CubinId, sm_count: int) -> arguments.Launch:
-    """The launch of a case with a cubin."""
-    sides = []
-    for format, side in ((case.a, product.a), (case.b, product.b)):
-        row = side.memory.shape[-1]
-        scale_batch = 0 if side.scales is None or side.scales.ndim < 3 else side.scales[0].nbytes
-        rows = side.memory.shape[-2]
-        sides.append(arguments.Operand(format, row, rows * row, side.layout, scale_batch, case.scale_each))
-    row = case.n * arguments.ELEMENT_BYTES[case.out] + case.padding
-    bias_row = 0 if product.bias is None else product.bias[0].nbytes
-    output = arguments.Output(case.out, row, case.m * row, case.bias, bias_row)
-    if cubin.kernel in TILES:
-        stream = TILES[cubin.kernel]
-        return stream_launch(stream, _size(case), sides[0], sides[1], output, sm_count=sm_count, wide=case.wide)
-    tile = sm80_tile(cubin.variant)
-    splits = min(case.splits, -(-case.k // tile.k))
-    return arguments.sm80_launch(tile, _size(case), sides[0], sides[1], output, splits=splits, wide=case.wide)
-
-
-def _launch(
-    bench: Bench, kernel: PreparedKernel, launch: arguments.Launch, buffers: list[Guarded | None], product: Product
-) -> tuple[Array, list[str]]:
-    """Run once: D, and what was written that should not have been."""
-    case = product.case
-    batches, m, n = product.shape
-    width = n * arguments.ELEMENT_BYTES[case.out]
-    pitch = width + case.padding
-    d = Guarded(bench, batches * m * pitch)
-    workspace = Guarded(bench, launch.workspace)
-    arrivals = Guarded(bench, 4 * launch.arrivals, bytes(4 * launch.arrivals))
-    a, b, a_scales, b_scales, bias, a_scale, b_scale, index = (0 if x is None else x.pointer for x in buffers)
-    pointers = (a, b, d.pointer, a_scales, b_scales, bias, 0, a_scale, b_scale, index)
-    args = (*pointers, workspace.pointer, arrivals.pointer, *launch.tail)
-    kernel.launch(launch.grid, args, bench.stream.handle)
-    bench.stream.synchronize()
-    raw, guarded = d.read()
-    words, words_guarded = arrivals.read()
-    rows = raw.reshape(batches, m, pitch)
-    faults = [] if guarded and words_guarded and workspace.read()[1] else ["wrote outside of an output"]
-    if words.any():
-        faults.append("arrivals are not 0 again")
-    if (rows[..., width:] != POISON).any() or (rows[~product.written()] != POISON).any():
-        faults.append("wrote between rows, or rows that belong to nothing")
-    for buffer in (d, workspace, arrivals):
-        buffer.close()
-    return np.ascontiguousarray(rows[..., :width]).view(DTYPES[case.out]), faults

@@ -16,22 +16,34 @@ from warpsmith.arch import Capability, Target, default_target
 from warpsmith.bundle.reader import open_bundles
 from warpsmith.bundle.store import Store
 from warpsmith.catalog import CATALOG
-from warpsmith.catalog.plan import plan
+from warpsmith.catalog.plan import Selection, plan
 from warpsmith.errors import EvidenceError
-from warpsmith.evidence.ledger import COMPILED, EXECUTED, STALE, Record, Standing, ledger_path, read_all, standing
+from warpsmith.evidence.ledger import (
+    COMPILED,
+    EMULATED,
+    EXECUTED,
+    STALE,
+    Record,
+    Standing,
+    ledger_path,
+    read_all,
+    standing,
+)
 
 BEGIN, END = "<!-- hardware table: begin -->", "<!-- hardware table: end -->"
 SHOWN = tuple(Capability(*c) for c in ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1)))
 
 
-def digests(targets: Sequence[Target], cache: Path) -> list[tuple[str, str, Target, str]]:
+def digests(
+    targets: Sequence[Target], cache: Path, modules: tuple[str, ...] = ()
+) -> list[tuple[str, str, Target, str]]:
     """(kernel, variant, target, SHA-256) of every planned cubin of some targets, built or taken from the cache."""
     from warpsmith.compiler.build import build
 
     if not targets:
         return []
     with tempfile.TemporaryDirectory(prefix="warpsmith-table-") as scratch:
-        build(CATALOG, targets, Path(scratch), store=Store(cache))
+        build(CATALOG, targets, Path(scratch), store=Store(cache), selection=Selection(modules=modules))
         return [
             (entry.kernel, entry.variant, bundle.manifest.target, entry.sha256)
             for bundle in open_bundles(Path(scratch))
@@ -60,6 +72,8 @@ def _cell(found: Standing | None, kernel: str, capability: Capability) -> str:
     counts = dict(found.counts)
     if set(counts) == {EXECUTED}:
         return f"**executed**, {found.cases} cases"
+    if set(counts) == {EMULATED}:
+        return f"emulated, {found.cases} cases"
     if counts.get(STALE):
         return f"stale ({counts[STALE]} of {sum(counts.values())})"
     return ", ".join(f"{status} {n}" for status, n in counts.items()) if set(counts) != {COMPILED} else "compiled"
@@ -67,7 +81,8 @@ def _cell(found: Standing | None, kernel: str, capability: Capability) -> str:
 
 def _note(record: Record) -> str:
     ran = [e for e in record.entries if e.status != COMPILED]
-    places = sorted({f"{e.device}, driver {e.driver}, {e.date}" for e in ran})
+    how = {EMULATED: "emulated on "}
+    places = sorted({f"{how.get(e.status, '')}{e.device}, driver {e.driver}, {e.date}" for e in ran})
     return f"{record.target}: {'; '.join(places)}; cubins by {record.toolchain}."
 
 

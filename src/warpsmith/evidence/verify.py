@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run every kernel on a GPU against the reference, without torch: those of `fp4_quantization` bit for bit.
 
-Those of `gemm` are in ``evidence/gemm.py``. Inputs are fresh in each run; the seed is reported.
+Those of `gemm` and `fp4_gemm` are in ``evidence/gemm.py``, of `fused_moe` in ``evidence/moe.py``. Inputs are fresh in
+each run; the seed is reported.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
 from warpsmith.evidence.cases import DTYPES, Case, amax_cases, dequantize_cases, draw, quantize_cases
 from warpsmith.evidence.device import POISON, Array, Bench, Guarded
-from warpsmith.evidence.gemm import GemmCase, all_gemm_cases, run_gemm
+from warpsmith.evidence.gemm import GemmCase, all_gemm_cases
+from warpsmith.evidence.gemm_launches import run_gemm
+from warpsmith.evidence.moe import run_moe
+from warpsmith.evidence.moe_cases import MoeCase, all_moe_cases
 from warpsmith.ops import quantization_args as arguments
 from warpsmith.runtime.driver import Driver
 from warpsmith.settings import Settings
@@ -36,7 +40,7 @@ class Outcome:
     mismatches: list[str] = field(default_factory=list)
 
 
-def all_cases(catalog: Catalog) -> Iterator[Case | GemmCase]:
+def all_cases(catalog: Catalog) -> Iterator[Case | GemmCase | MoeCase]:
     """Every case of every module."""
     for operation in ("quantize", "silu_and_mul_quantize"):
         for format in catalog.operation(operation).formats:
@@ -48,6 +52,7 @@ def all_cases(catalog: Catalog) -> Iterator[Case | GemmCase]:
     for dtype in _TYPES:
         yield from amax_cases(dtype)
     yield from all_gemm_cases()
+    yield from all_moe_cases()
 
 
 def verify(
@@ -57,7 +62,7 @@ def verify(
     driver: Driver,
     *,
     seed: int,
-    cases: Sequence[Case | GemmCase] | None = None,
+    cases: Sequence[Case | GemmCase | MoeCase] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Outcome]:
     """Run the cases on a device; each cubin that served one has an outcome with its mismatches.
@@ -86,10 +91,14 @@ def verify(
     return list(outcomes.values())
 
 
-def _run(bench: Bench, case: Case | GemmCase, rng: np.random.Generator) -> Iterator[tuple[CubinId, str, float]]:
+def _run(
+    bench: Bench, case: Case | GemmCase | MoeCase, rng: np.random.Generator
+) -> Iterator[tuple[CubinId, str, float]]:
     """Run a case; for each cubin that served it, a mismatch in words and the error."""
     if isinstance(case, GemmCase):
         yield from run_gemm(bench, case, rng)
+    elif not isinstance(case, Case):
+        yield from run_moe(bench, case, rng)
     else:
         for cubin, mismatch in _RUN[case.operation](bench, case, rng):
             yield cubin, mismatch, 0.0

@@ -162,6 +162,7 @@ def check_out(out: Any, format: str, shape: tuple[int, ...], scale_layout: str, 
         ("format", out.format, format),
         ("shape", out.shape, shape),
         ("scale_layout", out.scale_layout, scale_layout),
+        ("packing", out.packing, ""),
         ("groups", _groups(out.offsets), _groups(offsets)),
     ):
         if have != want:

@@ -27,6 +27,7 @@ from warpsmith.ops.checks import (
     need_scale,
     no_scale,
 )
+from warpsmith.ops.preparation import unpacked
 from warpsmith.ops.qtensor import QTensor, dtype_name, trusted
 from warpsmith.ops.state import runtime
 from warpsmith.runtime.launch import PreparedKernel
@@ -278,6 +279,7 @@ def dequantize(q: QTensor, dtype: str, out: torch.Tensor | None) -> torch.Tensor
     """Dequantize on the GPU; arguments as in `warpsmith.dequantize`, the dtype by name."""
     device, offsets, scale = q.data.get_device(), q.offsets, q.global_scale
     groups = _groups(offsets, scale)
+    data = unpacked(q.data) if q.packing else q.data
     if out is None:
         make = torch.empty if offsets is None else torch.zeros
         out = make(q.shape, dtype=getattr(torch, dtype), device=q.data.device)
@@ -288,7 +290,7 @@ def dequantize(q: QTensor, dtype: str, out: torch.Tensor | None) -> torch.Tensor
     if plan is None:
         plan = _remember(_dequantize_plans, key, _plan_dequantize(q, INPUT_NAMES[dtype], groups, device))
     # Copies, where there are any, have to live until the launch.
-    codes, scales = q.data.contiguous(), q.scales.contiguous()
+    codes, scales = data.contiguous(), q.scales.contiguous()
     scale = None if scale is None else scale.contiguous()
     offsets = None if offsets is None else offsets.contiguous()
     pointers = (

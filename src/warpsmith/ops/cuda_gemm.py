@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import torch
 
 from warpsmith.arch import default_target
+from warpsmith.catalog import CATALOG
 from warpsmith.catalog.formats import LINEAR
-from warpsmith.catalog.gemm import sm80_tile
+from warpsmith.catalog.gemm import DEFAULT_PATH, sm80_tile
 from warpsmith.catalog.gemm_stream import TILES
 from warpsmith.catalog.resolve import DeviceFacts
 from warpsmith.catalog.spec import Problem, pair
@@ -40,14 +41,17 @@ from warpsmith.ops.gemm_checks import (
     check_out,
     data_of,
     folds,
+    layout_of,
     out_name,
     overlap,
 )
+from warpsmith.ops.gemm_map_args import MapLaunch, choose_map_splits, map_launch, tile_of
 from warpsmith.ops.gemm_stream_args import stream_launch
 from warpsmith.ops.qtensor import QTensor, remember_lies, trusted
 from warpsmith.ops.state import runtime
 from warpsmith.runtime.device import device_facts
 from warpsmith.runtime.launch import PreparedKernel
+from warpsmith.runtime.tensor_map import TensorMaps
 
 _PER_THREAD_STREAM = 2
 _current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # a CPU build of torch has none
@@ -57,11 +61,13 @@ _OPERANDS = ("a", "b", "a's scales", "b's scales", "bias", "a's global scale", "
 class _Plan(NamedTuple):
     """What a call needs besides pointers; `kernel` is None when there is nothing to do.
 
-    `extents` are the bytes from a pointer to the end of what is read there, in the order of `_OPERANDS`, and of D.
+    `maps` makes the tensor maps of A and B, for a kernel that takes them in place of pointers. `extents` are the bytes
+    from a pointer to the end of what is read there, in the order of `_OPERANDS`, and of D.
     """
 
     kernel: PreparedKernel | None
-    launch: arguments.Launch
+    launch: arguments.Launch | MapLaunch
+    maps: tuple[TensorMaps, TensorMaps] | None
     shape: tuple[int, ...]
     dtype: torch.dtype
     extents: tuple[int, ...]
@@ -69,6 +75,11 @@ class _Plan(NamedTuple):
 
 _plans: dict[tuple[Any, ...], _Plan] = {}
 _arrivals: dict[tuple[int, int], torch.Tensor] = {}
+
+
+def forget_plans() -> None:
+    """Have the next calls plan anew, since what they are planned with has changed."""
+    _plans.clear()
 
 
 def _facts(device: int) -> DeviceFacts:
@@ -86,7 +97,7 @@ def _key(x: Any) -> tuple[Any, ...]:
         factors = None if scale is None else (scale.shape, scale.stride())
         aligned = (data.data_ptr() | scales.data_ptr()) & 15
         lies = data.stride(), scales.stride(), aligned, data.get_device()
-        return remember_lies(x, (x.format, x.shape, x.scale_layout, lies, factors))  # type: ignore[no-any-return]
+        return remember_lies(x, (x.format, x.shape, x.scale_layout, x.packing, lies, factors))  # type: ignore[no-any-return]
     if isinstance(x, torch.Tensor):
         return x.dtype, x.shape, x.stride(), x.data_ptr() & 15, x.get_device()
     return (type(x),)
@@ -153,8 +164,8 @@ def _run(a: Any, b: Any, index: Any, mode: str, bias: Any, out_dtype: Any, out: 
         scratch = torch.empty(launch.workspace, dtype=torch.uint8, device=data.device)
         words = _counters(device, stream, launch.arrivals, data.device)
         workspace, arrivals = scratch.data_ptr(), words.data_ptr()
-    args = (*pointers[:2], target, *pointers[2:5], 0, *pointers[5:], workspace, arrivals)
-    kernel.launch(launch.grid, args + launch.tail, stream)
+    given = (*pointers[:2], target, *pointers[2:])
+    launch_planned(Planned(kernel, launch, plan.maps), given, (workspace, arrivals), stream)
     return made
 
 
@@ -195,7 +206,7 @@ def _aligned(x: Any) -> Any:
         data, scales = _packed(x.data), _packed(x.scales)
         if data is x.data and scales is x.scales and scale is x.global_scale:
             return x
-        return trusted(data, scales, x.format, x.shape, x.scale_layout, scale, x.offsets)
+        return trusted(data, scales, x.format, x.shape, x.scale_layout, scale, x.offsets, x.packing)
     if x.numel() == 0:
         return x
     rows, batches, row_stride, batch_stride = matrices(x)
@@ -212,8 +223,8 @@ def _make_plan(a: Any, b: Any, index: Any, shape: Shape, bias: Any, dtype: str, 
     size, m = shape.size, shape.size.m
     columns = size.n * arguments.ELEMENT_BYTES[OUT_NAMES[dtype]]
     d_row, d_batch = (columns, m * columns) if out is None else _out_strides(out, columns)
-    left, lies_folded = _operand(a, shape.a, m, size.k, b)
-    right, _ = _operand(b, shape.b, size.n, size.k, b)
+    left, lies_folded = operand_of(a, shape.a, m, size.k, b)
+    right, _ = operand_of(b, shape.b, size.n, size.k, b)
     if size.mode == "dense":
         several_bias = bias is not None and bias.dim() > 1
         if lies_folded and size.batches > 1 and d_batch == m * d_row and not several_bias and len(b.shape) == 2:
@@ -232,47 +243,74 @@ def _make_plan(a: Any, b: Any, index: Any, shape: Shape, bias: Any, dtype: str, 
     extents = tuple(0 if x is None else _extent(x) for x in read)
     torch_dtype: torch.dtype = getattr(torch, dtype)
     if 0 in shape.out:
-        return _Plan(None, arguments.Launch((0, 0, 0), (), 0, 0), shape.out, torch_dtype, extents)
-    dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
-    fields = {"format": pair(shape.a, shape.b), "mode": size.mode}
-    kernel = runtime().prepare(Problem.of("gemm", fields, dims), device)
+        return _Plan(None, arguments.Launch((0, 0, 0), (), 0, 0), None, shape.out, torch_dtype, extents)
     wide = index is not None and index.dtype is torch.int64
-    launch = _LAUNCHES[kernel.cubin.kernel](kernel, _facts(device), size, left, right, output, wide)
-    return _Plan(kernel, launch, shape.out, torch_dtype, extents)
+    planned = plan_launch(size, left, right, output, device, layout=layout_of(a, b), wide=wide)
+    return _Plan(*planned, shape.out, torch_dtype, extents)
 
 
-def _sm80_launch(
-    kernel: PreparedKernel,
-    facts: DeviceFacts,
+class Planned(NamedTuple):
+    """A product that is not empty, ready for `launch_planned`; `maps` make A's and B's tensor maps if it takes them."""
+
+    kernel: PreparedKernel
+    launch: arguments.Launch | MapLaunch
+    maps: tuple[TensorMaps, TensorMaps] | None
+
+
+def plan_launch(
     size: arguments.Size,
     a: arguments.Operand,
     b: arguments.Operand,
     d: arguments.Output,
-    wide: bool,
-) -> arguments.Launch:
+    device: int,
+    *,
+    layout: str,
+    wide: bool = False,
+) -> Planned:
+    """Choose the kernel of a product that has been checked, and how it is launched.
+
+    `layout` is how the scales lie (`gemm_checks.layout_of`), `wide` is for int64 offsets.
+    """
+    dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
+    fields = {"format": pair(a.format, b.format), "mode": size.mode, "layout": layout, "path": DEFAULT_PATH}
+    kernel = runtime().prepare(Problem.of("gemm", fields, dims), device)
+    row, facts = CATALOG.kernel(kernel.cubin.kernel), _facts(device)
+    if row.takes_maps:
+        map_tile = tile_of(row, kernel.cubin.variant)
+        splits, whole = choose_map_splits(CATALOG, kernel.cubin, fields, size, facts.sm_count)
+        mapped = map_launch(map_tile, size, a, b, d, sm_count=facts.sm_count, splits=splits, whole=whole, wide=wide)
+        driver = runtime().driver
+        return Planned(kernel, mapped, (TensorMaps(driver, device, mapped.a), TensorMaps(driver, device, mapped.b)))
+    stream = TILES.get(row.name)
+    if stream is not None:
+        return Planned(kernel, stream_launch(stream, size, a, b, d, sm_count=facts.sm_count, wide=wide), None)
     tile = sm80_tile(kernel.cubin.variant)
     held = arguments.resident(tile, kernel.shared_memory, default_target(facts.capability).shared_memory)
     splits = arguments.choose_splits(tile, size, facts.sm_count, held)
-    return arguments.sm80_launch(tile, size, a, b, d, splits=splits, wide=wide)
+    return Planned(kernel, arguments.sm80_launch(tile, size, a, b, d, splits=splits, wide=wide), None)
 
 
-def _stream_launch(
-    kernel: PreparedKernel,
-    facts: DeviceFacts,
-    size: arguments.Size,
-    a: arguments.Operand,
-    b: arguments.Operand,
-    d: arguments.Output,
-    wide: bool,
-) -> arguments.Launch:
-    return stream_launch(TILES[kernel.cubin.kernel], size, a, b, d, sm_count=facts.sm_count, wide=wide)
+def launch_planned(planned: Planned, pointers: tuple[int, ...], scratch: tuple[int, int], stream: int) -> None:
+    """Launch a planned product.
+
+    Parameters
+    ----------
+    pointers
+        Of a, b, d, a's scales, b's scales, bias, a's global scale, b's global scale, offsets or counts; 0 for none.
+    scratch
+        Pointers to `planned.launch.workspace` bytes, and to `planned.launch.arrivals` words that are 0.
+    """
+    kernel, launch, maps = planned
+    args: tuple[int | float | bytes, ...]
+    if maps is None:
+        args = (*pointers[:6], 0, *pointers[6:], *scratch)
+    else:
+        operands = maps[0].at(pointers[0]), maps[1].at(pointers[1])
+        args = (*operands, *pointers[3:5], pointers[2], pointers[5], 0, *pointers[6:], *scratch)
+    kernel.launch(launch.grid, args + launch.tail, stream)
 
 
-_LAUNCHES = {"sm80_gemm": _sm80_launch, **dict.fromkeys(TILES, _stream_launch)}
-"""How each kernel's launch is planned; all of them have the parameters of `sm80_gemm`."""
-
-
-def _operand(x: Any, format: str, rows: int, k: int, b: Any) -> tuple[arguments.Operand, bool]:
+def operand_of(x: Any, format: str, rows: int, k: int, b: Any) -> tuple[arguments.Operand, bool]:
     """How an operand lies in memory, and whether its batches lie like the rows of one matrix."""
     if isinstance(x, QTensor):
         several = x.global_scale is not None and x.global_scale.numel() > 1

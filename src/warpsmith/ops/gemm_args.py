@@ -133,10 +133,10 @@ def _up(value: int, unit: int) -> int:
 
 
 def tiles_of(tile: Tile, size: Size) -> int:
-    """Blocks along x: for a grouped problem as many as any division of its rows could need."""
+    """Blocks along x: for a grouped problem as many as any division of its rows among its groups could need."""
     columns = _up(size.n, tile.n)
     if size.mode == "grouped":
-        return (size.m // tile.m + size.batches) * columns
+        return (size.m // tile.m + min(size.batches, size.m)) * columns
     return size.batches * _up(size.m, tile.m) * columns
 
 
@@ -163,8 +163,6 @@ def split_cost(tile: Tile, size: Size, splits: int, sm_count: int, held: int) ->
     model is held against timings.
     """
     tiles = tiles_of(tile, size)
-    if size.mode == "grouped":  # blocks beyond the groups' tiles end at once
-        tiles = min(tiles, (size.m // tile.m + min(size.batches, size.m)) * _up(size.n, tile.n))
     steps = _up(_up(size.k, tile.k), splits)
     cost = _effort(_up(tiles * splits, sm_count), held) * (steps * tile.k + _PROLOGUE)
     return cost if splits == 1 else cost + _SPLIT + splits * tile.m * tile.n / 256

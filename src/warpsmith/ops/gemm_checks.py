@@ -7,11 +7,18 @@ import math
 from typing import Any, NamedTuple
 
 from warpsmith.catalog import CATALOG
-from warpsmith.catalog.formats import LINEAR, TILED
-from warpsmith.catalog.gemm import N_MULTIPLE, PAIRS, k_multiple
+from warpsmith.catalog.formats import FORMATS, LINEAR, TILED
+from warpsmith.catalog.gemm import (
+    LINEAR_LAYOUT,
+    N_MULTIPLE,
+    PAIRS,
+    PREPARED_LAYOUT,
+    TILED_LAYOUT,
+    k_multiple,
+)
 from warpsmith.catalog.spec import pair
 from warpsmith.errors import FormatError, InvalidArgumentError
-from warpsmith.ops.gemm_args import Size
+from warpsmith.ops.gemm_args import Operand, Size
 from warpsmith.ops.qtensor import QTensor, device_of, dtype_name
 
 PLAIN_NAMES = {"bfloat16": "bf16", "float16": "fp16"}
@@ -57,6 +64,7 @@ def _check_operands(a: Any, b: Any) -> tuple[str, str]:
         raise FormatError(f"a is {formats[0]} and b is {formats[1]}: {reason}")
     if device_of(data_of(a)) != device_of(data_of(b)):
         raise FormatError(f"a is on {device_of(data_of(a))} and b on {device_of(data_of(b))}; expected the same device")
+    _check_packing(a, b)
     if isinstance(b, QTensor) and b.offsets is not None:
         raise FormatError("b is a grouped QTensor; expected weights [N, K], or [groups, N, K] with one B a group")
     for what, x in (("a", a), ("b", b)):
@@ -71,6 +79,38 @@ def _check_operands(a: Any, b: Any) -> tuple[str, str]:
     if n == 0 or n % N_MULTIPLE:
         raise FormatError(f"b has N = {n} rows; expected a positive multiple of {N_MULTIPLE}")
     return formats
+
+
+def _check_packing(a: Any, b: Any) -> None:
+    """Prepared weights go with the activations that they were prepared for, and these have tiled scales."""
+    if isinstance(a, QTensor) and a.packing:
+        raise FormatError("a is prepared as weights are; expected activations as they were quantized")
+    if not isinstance(b, QTensor) or not b.packing:
+        return
+    name = format_of(a, "a")
+    if name != b.packing:
+        raise FormatError(
+            f"b is prepared for {b.packing} activations, and a is {name}: pass the weights as they were quantized"
+        )
+    if a.scale_layout != FORMATS[name].layouts[-1]:
+        raise FormatError(
+            f"a has {a.scale_layout} scales; beside prepared weights they have to be {FORMATS[name].layouts[-1]}: "
+            f"quantize it with scale_layout={FORMATS[name].layouts[-1]!r}"
+        )
+
+
+def layout_of(a: Any, b: Any) -> str:
+    """How checked operands lie, as dispatch sees it: see `catalog.gemm`."""
+    if isinstance(b, QTensor) and b.packing:
+        return PREPARED_LAYOUT
+    tiled = all(x.scale_layout == FORMATS[x.format].layouts[-1] for x in (a, b) if isinstance(x, QTensor))
+    return TILED_LAYOUT if tiled else LINEAR_LAYOUT
+
+
+def layout_of_operands(*planned: Operand) -> str:
+    """The same of operands that are planned before there are tensors of them; none of them is prepared."""
+    tiled = all(x.format in PLAIN_NAMES.values() or x.layout == FORMATS[x.format].layouts[-1] for x in planned)
+    return TILED_LAYOUT if tiled else LINEAR_LAYOUT
 
 
 def check_dense(a: Any, b: Any) -> Shape:

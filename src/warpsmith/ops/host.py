@@ -110,6 +110,7 @@ def dequantize(q: QTensor, dtype: str, out: Any) -> Any:
         scale_layout=q.scale_layout,
         global_scale=None if scale is None else scale if scale.size > 1 else scale[0],
         offsets=None if q.offsets is None else to_numpy(q.offsets),
+        packing=q.packing,
         dtype=_DTYPES[dtype],
     )
     if out is not None:

@@ -67,6 +67,7 @@ def _decoded(x: Any) -> Array:
         shape=x.shape,
         scale_layout=x.scale_layout,
         offsets=None if x.offsets is None else host.to_numpy(x.offsets),
+        packing=x.packing,
     )
 
 

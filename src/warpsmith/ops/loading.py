@@ -44,7 +44,7 @@ def load(ops: str | Problem | Iterable[str | Problem] | Mapping[str, Mapping[str
     10
     """
     shared = runtime()
-    problems = list(_problems(shared.catalog, ops))
+    problems = list(problems_of(shared.catalog, ops))
     return len({id(kernel) for kernel in shared.load(problems, device_number(device))})
 
 
@@ -64,9 +64,10 @@ def device_number(device: object) -> int:
     raise InvalidArgumentError(f"device {device!r} is not a CUDA device; expected a number, 'cuda' or 'cuda:1'")
 
 
-def _problems(
+def problems_of(
     catalog: Catalog, ops: str | Problem | Iterable[str | Problem] | Mapping[str, Mapping[str, str]]
 ) -> Iterator[Problem]:
+    """The problems that stand for what `load` is asked for, which its errors name."""
     if isinstance(ops, (str, Problem)):
         ops = [ops]
     if not isinstance(ops, Iterable):
@@ -86,11 +87,15 @@ def _reachable(catalog: Catalog, operation: Operation, fixed: Mapping[str, str])
     problems = list(_matching(catalog, operation, fixed))
     yield from problems
     scaled = operation.name == "quantize" and any(FORMATS[p.format].has_global_scale for p in problems)
-    if scaled:
-        yield from _matching(catalog, catalog.operation("global_scale"), {})
     if scaled or operation.name == "global_scale":
-        inputs = {name: value for name, value in fixed.items() if name == "input"}
-        yield from _matching(catalog, catalog.operation("amax_partial"), inputs)
+        yield from default_scale(catalog, fixed.get("input"), whole=scaled)
+
+
+def default_scale(catalog: Catalog, input: str | None, *, whole: bool = True) -> Iterator[Problem]:
+    """The problems of nvfp4's default global scale, of inputs of one type or all; `whole` for both of its steps."""
+    if whole:
+        yield from _matching(catalog, catalog.operation("global_scale"), {})
+    yield from _matching(catalog, catalog.operation("amax_partial"), {} if input is None else {"input": input})
 
 
 def _matching(catalog: Catalog, operation: Operation, fixed: Mapping[str, str]) -> Iterator[Problem]:
@@ -107,11 +112,12 @@ def _matching(catalog: Catalog, operation: Operation, fixed: Mapping[str, str]) 
         if value not in allowed[name]:
             known = ", ".join(allowed[name])
             raise InvalidArgumentError(f"{operation.name}: {name}={value!r} is unknown; expected one of {known}")
+    wanted = {**operation.unasked(fixed), **fixed}
     found = [
         problem
         for format in operation.formats
         for problem in (*probe_problems(operation, format), *witnesses(catalog, operation, format))
-        if all(dict(problem.fields).get(name) == value for name, value in fixed.items())
+        if all(dict(problem.fields).get(name) == value for name, value in wanted.items())
     ]
     if not found:
         given = " with ".join(f"{name}={value}" for name, value in fixed.items())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from typing import Any
@@ -58,6 +59,9 @@ class QTensor:
         q · scale / global_scale. None stands for 1.
     offsets
         For grouped tensors: [G + 1] row offsets of the groups, int32 or int64.
+    packing
+        The order of the elements: empty for the format's own, or the format of the activations that `prepare_weight`
+        has packed them for.
 
     Raises
     ------
@@ -65,7 +69,7 @@ class QTensor:
         If a part does not fit the others; the message names the part, what it is and what it should be.
     """
 
-    __slots__ = ("_lies", "data", "format", "global_scale", "offsets", "scale_layout", "scales", "shape")
+    __slots__ = ("_lies", "data", "format", "global_scale", "offsets", "packing", "scale_layout", "scales", "shape")
 
     data: Any
     scales: Any
@@ -74,6 +78,7 @@ class QTensor:
     scale_layout: str
     global_scale: Any
     offsets: Any
+    packing: str
     _lies: Any  # how its parts lie in memory, once an operation has asked; see `remember_lies`
 
     def __init__(
@@ -86,22 +91,40 @@ class QTensor:
         scale_layout: str = "linear",
         global_scale: Any = None,
         offsets: Any = None,
+        packing: str = "",
     ) -> None:
         spec = get_format(format)
         _validate(spec, data, scales, tuple(shape), scale_layout, global_scale, offsets)
-        self._set(data, scales, format, tuple(shape), scale_layout, global_scale, offsets)
+        if packing:
+            _validate_packing(spec, packing, scale_layout, offsets)
+        self._set(data, scales, format, tuple(shape), scale_layout, global_scale, offsets, packing)
 
     def _set(self, *parts: Any) -> None:
-        for name, value in zip(
-            ("data", "scales", "format", "shape", "scale_layout", "global_scale", "offsets"), parts, strict=True
-        ):
+        names = ("data", "scales", "format", "shape", "scale_layout", "global_scale", "offsets", "packing")
+        for name, value in zip(names, parts, strict=True):
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a QTensor does not change; make a new one to replace {name}")
 
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self.data, self.scales, self.format, self.shape, self.scale_layout, self.global_scale, self.offsets
+
+    def __copy__(self) -> QTensor:
+        return trusted(*self._parts)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QTensor:
+        return trusted(*(copy.deepcopy(part, memo) for part in self._parts))
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Pickled as its parts, which are checked again when they are put together."""
+        data, scales, *others = self._parts
+        return _restored, (_plain(data), _plain(scales), *others)
+
     def __repr__(self) -> str:
         grouped = f", groups={self.offsets.shape[0] - 1}" if self.offsets is not None else ""
+        grouped += f", packing={self.packing!r}" if self.packing else ""
         return (
             f"QTensor({self.format}, shape={list(self.shape)}, scale_layout={self.scale_layout!r}, "
             f"device={device_of(self.data)}{grouped})"
@@ -113,6 +136,30 @@ class QTensor:
         return device_of(self.data)
 
 
+def _plain(part: Any) -> tuple[Any, str]:
+    """A part as its pickle has it, with the name of its dtype: torch cannot pickle its types of 8 bits alone."""
+    name = dtype_name(part)
+    return (part.view(sys.modules["torch"].uint8) if is_torch(part) and part.element_size() == 1 else part), name
+
+
+def _typed(part: Any, name: str) -> Any:
+    return part.view(getattr(sys.modules["torch"], name)) if is_torch(part) and dtype_name(part) != name else part
+
+
+def _restored(
+    data: tuple[Any, str],
+    scales: tuple[Any, str],
+    format: str,
+    shape: tuple[int, ...],
+    layout: str,
+    global_scale: Any,
+    offsets: Any,
+) -> QTensor:
+    """An unpickled `QTensor`."""
+    parts = _typed(*data), _typed(*scales)
+    return QTensor(*parts, format, shape, scale_layout=layout, global_scale=global_scale, offsets=offsets)
+
+
 def remember_lies(q: QTensor, lies: Any) -> Any:
     """Keep with a `QTensor`, as `_lies`, what operations key their plans by: it never changes."""
     object.__setattr__(q, "_lies", lies)
@@ -120,7 +167,14 @@ def remember_lies(q: QTensor, lies: Any) -> Any:
 
 
 def trusted(
-    data: Any, scales: Any, format: str, shape: tuple[int, ...], layout: str, global_scale: Any, offsets: Any
+    data: Any,
+    scales: Any,
+    format: str,
+    shape: tuple[int, ...],
+    layout: str,
+    global_scale: Any,
+    offsets: Any,
+    packing: str = "",
 ) -> QTensor:
     """Make a `QTensor` from parts that an operation has just made to fit."""
     made = QTensor.__new__(QTensor)
@@ -132,6 +186,7 @@ def trusted(
     put(made, "scale_layout", layout)
     put(made, "global_scale", global_scale)
     put(made, "offsets", offsets)
+    put(made, "packing", packing)
     return made
 
 
@@ -169,6 +224,17 @@ def _validate(
     where = {device_of(a) for a in (data, scales, global_scale, offsets) if a is not None}
     if len(where) > 1:
         raise FormatError(f"QTensor: its parts live on {', '.join(sorted(where))}; expected one device")
+
+
+def _validate_packing(spec: Format, packing: str, layout: str, offsets: Any) -> None:
+    if packing not in spec.packings:
+        known = " or ".join(map(repr, ("", *spec.packings)))
+        raise FormatError(f"QTensor: {spec.name} has no packing {packing!r}; expected {known}")
+    if layout != spec.layouts[-1] or offsets is not None:
+        raise FormatError(
+            f"QTensor: weights packed for {packing} have {spec.layouts[-1]} scales and no groups; these have {layout}"
+            f" scales{' and offsets' * (offsets is not None)}: make them with prepare_weight"
+        )
 
 
 def _count(array: Any) -> int:

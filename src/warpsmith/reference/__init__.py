@@ -9,6 +9,7 @@ from warpsmith.reference.dequantize import decode_float64, dequantize
 from warpsmith.reference.formats import FORMATS, Format, get_format
 from warpsmith.reference.gemm import gemm, grouped_gemm, masked_gemm
 from warpsmith.reference.layouts import LAYOUTS, scale_shape
+from warpsmith.reference.packing import pack_codes, unpack_codes
 from warpsmith.reference.quantize import default_global_scale, quantize
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "get_format",
     "grouped_gemm",
     "masked_gemm",
+    "pack_codes",
     "quantize",
     "scale_shape",
     "silu_and_mul",
     "silu_and_mul_quantize",
+    "unpack_codes",
 ]

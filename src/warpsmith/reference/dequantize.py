@@ -14,6 +14,7 @@ from warpsmith.errors import FormatError
 from warpsmith.reference import layouts
 from warpsmith.reference.arithmetic import cast, output_dtype
 from warpsmith.reference.formats import ByteArray, FloatArray, decode_elements, decode_scales, get_format
+from warpsmith.reference.packing import unpack_codes
 from warpsmith.reference.quantize import GlobalScale, global_scale_blocks, positive_finite, row_chunks
 
 
@@ -28,6 +29,7 @@ def _decode_with(
     scale_layout: str,
     global_scale: GlobalScale,
     offsets: npt.ArrayLike | None,
+    packing: str,
 ) -> npt.NDArray[Any]:
     """Return ``finish(elements, scales, global scales)`` of each few rows as one array of `shape`."""
     spec = get_format(format)
@@ -43,6 +45,7 @@ def _decode_with(
                 f"{name} are {given.dtype} of shape {given.shape}: expected {kind} of shape {wanted} for "
                 f"{format} of shape {tuple(shape)} with {scale_layout} scales"
             )
+    codes = unpack_codes(codes, packing) if packing else codes
     checked = None if offsets is None else layouts.check_offsets(offsets, rows)
     per_block = global_scale_blocks(global_scale, spec, checked)
     per_block = np.where(positive_finite(per_block), per_block, np.float32(np.nan))
@@ -72,6 +75,7 @@ def dequantize(
     scale_layout: str = "linear",
     global_scale: GlobalScale = None,
     offsets: npt.ArrayLike | None = None,
+    packing: str = "",
     dtype: str = "fp32",
 ) -> npt.NDArray[Any]:
     """Return the values of a quantized array: fl(q·s), nvfp4 fl(q·s / global_scale), rounded to `dtype`.
@@ -84,6 +88,8 @@ def dequantize(
         As given to `quantize`.
     shape : tuple of int
         Logical shape [..., M, K].
+    packing : str
+        What the codes were packed for by `pack_codes`, if they were.
     dtype : str
         ``"bf16"``, ``"fp16"`` or ``"fp32"``. What overflows becomes Inf.
 
@@ -120,6 +126,7 @@ def dequantize(
         scale_layout=scale_layout,
         global_scale=global_scale,
         offsets=offsets,
+        packing=packing,
     )
 
 
@@ -132,6 +139,7 @@ def decode_float64(
     scale_layout: str = "linear",
     global_scale: GlobalScale = None,
     offsets: npt.ArrayLike | None = None,
+    packing: str = "",
 ) -> npt.NDArray[np.float64]:
     """Return the values of a quantized array in float64, what `gemm` multiplies.
 
@@ -157,4 +165,5 @@ def decode_float64(
         scale_layout=scale_layout,
         global_scale=global_scale,
         offsets=offsets,
+        packing=packing,
     )

@@ -37,7 +37,7 @@ class Jit:
     def refusal(self) -> str | None:
         """Why nothing can be compiled here, or None if it can."""
         if not self._settings.jit:
-            return "compiling is forbidden by WARPSMITH_JIT=forbid"
+            return self._settings.jit_refusal
         from warpsmith.compiler.toolchain import find_toolchain
 
         try:

@@ -7,11 +7,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from warpsmith import tuning
 from warpsmith.bundle.find import installed_bundles
 from warpsmith.bundle.reader import Bundle
-from warpsmith.bundle.signature import read_public_key
 from warpsmith.catalog.resolve import Decision, DeviceFacts
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
 from warpsmith.errors import BundleError, InvalidArgumentError, MissingKernelError, UnsupportedError
@@ -20,8 +20,11 @@ from warpsmith.runtime.driver import Driver, default_driver, survive_fork
 from warpsmith.runtime.jit import Jit
 from warpsmith.runtime.launch import PreparedKernel
 from warpsmith.runtime.modules import load_kernel
-from warpsmith.runtime.search import Located, Place, installed_place, locate, missing, pointed_place
+from warpsmith.runtime.search import Chosen, Located, Place, installed_place, locate, missing, pointed_place
 from warpsmith.settings import Settings
+
+if TYPE_CHECKING:
+    from warpsmith.bundle.signature import PublicKey
 
 _MAX_PROBLEMS = 4096
 
@@ -62,8 +65,7 @@ class Runtime:
         installed: Callable[[], Sequence[Bundle | BundleError]] = installed_bundles,
         jit: Jit | None = None,
     ) -> None:
-        required = settings.require_signature
-        self._key = read_public_key(required) if required else None
+        self._key = _required_key(settings)
         self.catalog = _tuned(catalog, settings)
         self.driver = driver or default_driver()
         self._settings = settings
@@ -145,7 +147,27 @@ class Runtime:
             self._remember(device_index, problem, kernel)
         return kernel
 
-    def load(self, problems: Iterable[Problem], device_index: int) -> tuple[PreparedKernel, ...]:
+    def find(self, wanted: Iterable[Problem | Chosen], device_index: int) -> dict[Problem | Chosen, Located]:
+        """Decide where the kernels of several problems come from on a device; nothing is loaded.
+
+        Raises
+        ------
+        MissingKernelError
+            If any is missing or unsupported: one error with every reason.
+        """
+        facts = device_facts(device_index, self.driver)
+        found: dict[Problem | Chosen, Located] = {}
+        for item in dict.fromkeys(wanted):
+            if isinstance(item, Chosen):
+                found[item] = locate(item.narrowed(self.catalog), item.problem, facts, self._search(), self._jit)
+            else:
+                found[item] = self.locate(item, facts)
+        refused = [located.decision for located in found.values() if located.decision.choice is None]
+        if refused:
+            raise MissingKernelError(missing(refused, self.places()))
+        return found
+
+    def load(self, wanted: Iterable[Problem | Chosen], device_index: int) -> tuple[PreparedKernel, ...]:
         """Load the kernels of several problems, or none: for start-up, so that no request waits and no capture fails.
 
         Kernels that have to be compiled are compiled together.
@@ -153,23 +175,21 @@ class Runtime:
         Raises
         ------
         MissingKernelError
-            If any is missing or unsupported: one error with every reason, before anything is loaded.
+            As `find`, before anything is loaded.
         DigestError, CompileError, DriverError
             As `prepare`.
         """
         facts = device_facts(device_index, self.driver)
-        found = {problem: self.locate(problem, facts) for problem in dict.fromkeys(problems)}
-        refused = [located.decision for located in found.values() if located.decision.choice is None]
-        if refused:
-            raise MissingKernelError(missing(refused, self.places()))
+        found = self.find(wanted, device_index)
         cubins = {located.cubin: located for located in found.values()}
-        wanted = [c for c, located in cubins.items() if located.bundle is None and not self._loaded(device_index, c)]
-        compiled = self._jit.compile(wanted) if wanted else {}
+        absent = [c for c, located in cubins.items() if located.bundle is None and not self._loaded(device_index, c)]
+        compiled = self._jit.compile(absent) if absent else {}
         for located in cubins.values():
             self._kernel(located, device_index, facts, compiled)
-        kernels = {problem: self._kernel(located, device_index, facts) for problem, located in found.items()}
-        for problem, kernel in kernels.items():
-            self._remember(device_index, problem, kernel)
+        kernels = {item: self._kernel(located, device_index, facts) for item, located in found.items()}
+        for item, kernel in kernels.items():
+            if isinstance(item, Problem):
+                self._remember(device_index, item, kernel)
         return tuple(kernels.values())
 
     def _loaded(self, device_index: int, cubin: CubinId) -> bool:
@@ -207,6 +227,15 @@ class Runtime:
         if len(self._prepared) >= _MAX_PROBLEMS:
             self._prepared = {}
         self._prepared[device_index, problem] = kernel
+
+
+def _required_key(settings: Settings) -> PublicKey | None:
+    """The key that bundles must be signed by; what checks signatures is not imported unless there is one."""
+    if settings.require_signature is None:
+        return None
+    from warpsmith.bundle.signature import read_public_key
+
+    return read_public_key(settings.require_signature)
 
 
 def _tuned(catalog: Catalog, settings: Settings) -> Catalog:

@@ -111,6 +111,8 @@ class DeviceBuffer(_Resource):
         arguments = (self.pointer, flat) if writes_device else (flat, self.pointer)
         with self._driver.current(self._device):
             self._driver.call(function, *arguments, self.nbytes, tried=tried)
+            if writes_device:  # from pageable memory it returns once the bytes are staged, which other streams overtake
+                self._driver.call("cuStreamSynchronize", 0, tried=tried)
 
 
 class Stream(_Resource):

@@ -8,15 +8,15 @@ is used although a more specific cubin could be compiled.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from warpsmith._version import __version__
 from warpsmith.arch import CUDA13_DRIVER
 from warpsmith.bundle.manifest import CubinEntry
 from warpsmith.bundle.reader import Bundle, open_bundles
-from warpsmith.bundle.signature import PublicKey
 from warpsmith.catalog.resolve import Availability, Decision, DeviceFacts, Rejection, resolve
 from warpsmith.catalog.source import source_digest
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
@@ -24,11 +24,13 @@ from warpsmith.errors import BundleError, MissingKernelError
 from warpsmith.runtime.driver import version_text
 from warpsmith.runtime.jit import Jit
 
+if TYPE_CHECKING:
+    from warpsmith.bundle.signature import PublicKey
+
 BUNDLE_PATH, INSTALLED = "WARPSMITH_BUNDLE_PATH", "installed bundles"
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A place that bundles are looked for in.
 
     Attributes
@@ -51,8 +53,7 @@ class Place:
         return f"{self.name}: {'; '.join(parts) or 'none'}"
 
 
-@dataclass(frozen=True)
-class Located:
+class Located(NamedTuple):
     """A decision, and where its cubin is to come from: a bundle's entry, or neither if it is to be compiled."""
 
     decision: Decision
@@ -76,6 +77,20 @@ class Located:
     def origin(self) -> str:
         """The place as text: the bundle's path, or ``JIT``."""
         return str(self.bundle.path) if self.bundle else "JIT"
+
+
+class Chosen(NamedTuple):
+    """A variant to find, and a problem like those that it is the choice for; the problem's own may be another."""
+
+    problem: Problem
+    kernel: str
+    variant: str
+
+    def narrowed(self, catalog: Catalog) -> Catalog:
+        """The catalog as if it had that variant alone."""
+        kernel = catalog.kernel(self.kernel)
+        only = replace(kernel, variants=(kernel.variant(self.variant),))
+        return replace(catalog, kernels=(only,), tuning=())
 
 
 def pointed_place(bundle_path: Sequence[Path], key: PublicKey | None = None) -> Place:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tile choice: tables of rules, one chooser.
+"""Tile choice: tables of rules, estimates, one chooser.
 
 A rule says which tile of a kernel serves which sizes on which capabilities. Rules are data; `choose` walks them in
-order and takes the first that fits. The catalog checks that every tile named here belongs to a planned variant.
+order and takes the first that fits. Where none does, an estimate of what each tile costs decides. The catalog checks
+that every tile named here belongs to a planned variant.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from warpsmith.arch import Capability
 from warpsmith.errors import CatalogError, InvalidArgumentError
+from warpsmith.tuning.estimate import Estimate
 
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class Bound:
+class Bound(NamedTuple):
     """A range on a product of dimensions: ``minimum <= m*k <= maximum``.
 
     ``per_sm`` divides the product by the device's number of multiprocessors first, so that one rule fits GPUs of
@@ -87,13 +89,15 @@ def choose(
     sm_count: int,
     fields: Mapping[str, str],
     dims: Mapping[str, int],
+    estimates: Sequence[Estimate] = (),
 ) -> str:
-    """Pick the tile for a problem: the first rule that fits, else the only tile there is.
+    """Pick the tile for a problem: that of the first rule that fits, else the cheapest by estimate, else the only one.
 
     Raises
     ------
     CatalogError
-        If no rule fits and there are several tiles, or a rule names a tile that the kernel has not for this problem.
+        If no rule fits and there are several tiles, or a rule or an estimate names a tile that the kernel has not for
+        this problem.
     """
     for rule in rules:
         if rule.kernel == kernel and rule.fits(capability, fields, dims, sm_count):
@@ -103,6 +107,17 @@ def choose(
                     f"but the tiles that serve it are {', '.join(tiles)}"
                 )
             return rule.tile
+    for estimate in estimates:
+        if estimate.kernel == kernel:
+            lost = estimate.unserved(fields, tiles)
+            if lost:
+                raise CatalogError(
+                    f"tiles {', '.join(lost)} of {kernel} are estimated for {dict(fields)}, but those that serve it "
+                    f"are {', '.join(tiles)}"
+                )
+            cheapest = estimate.best(fields, tiles, dims, sm_count)
+            if cheapest is not None:
+                return cheapest[0]
     if len(tiles) == 1:
         return tiles[0]
     raise CatalogError(
@@ -120,11 +135,12 @@ def reachable(
     fields: Mapping[str, str],
     ranges: Mapping[str, tuple[int, int]],
     sm_counts: tuple[int, int],
+    estimates: Sequence[Estimate] = (),
 ) -> tuple[str, ...]:
     """Every tile that `choose` may pick for sizes in the ranges; empty where none of the kernel's serves.
 
     No tile that may be picked is missing. One that is never picked may be named where a rule has several bounds that
-    each hold somewhere, but nowhere together.
+    each hold somewhere, but nowhere together, and where an estimate decides about a range of sizes.
     """
     found: dict[str, None] = {}
     for rule in rules:
@@ -137,6 +153,18 @@ def reachable(
             return tuple(found)
     if len(tiles) == 1:
         found[tiles[0]] = None
+    for estimate in estimates if len(tiles) > 1 else ():
+        format = estimate.of(fields.get("format", "")) if estimate.kernel == kernel else None
+        if format is None:
+            continue
+        if any(low != high for low, high in ranges.values()):
+            return tuple(dict.fromkeys([*found, *(s.tile for s in format.tiles if s.tile in tiles)]))
+        dims = {name: low for name, (low, _) in ranges.items()}
+        for sm_count in range(sm_counts[0], sm_counts[1] + 1):
+            cheapest = estimate.best(fields, tiles, dims, sm_count)
+            if cheapest is not None:
+                found[cheapest[0]] = None
+        return tuple(found)
     return tuple(found)
 
 

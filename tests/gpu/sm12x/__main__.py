@@ -29,13 +29,13 @@ def check_probe(device: Device, kind: str, seed: int) -> int:
     return failed
 
 
-def check_gemm(device: Device, variant: str, seed: int, quick: bool) -> int:
-    """Run and print the cases of one variant; how many failed."""
+def check_gemm(device: Device, variant: str, seed: int, quick: bool, most: float) -> int:
+    """Run and print the cases of one variant, of at most so many multiplications; how many failed."""
     total = 0
     gemm = Gemm(device, variant, seed)
     for kind, cases in Suite(gemm.pair, gemm.tile[0], quick, seed).kinds().items():
         start, count, failed = time.monotonic(), 0, 0
-        for case in cases:
+        for case in (c for c in cases if c.work <= most):
             found = gemm.problems(case)
             count, failed = count + 1, failed + bool(found)
             for problem in found:
@@ -54,7 +54,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="text that the names of variants must hold")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--quick", action="store_true", help="a part of the GEMM's cases")
+    parser.add_argument("--most", type=float, default=1e18, help="multiplications of the largest GEMM")
     parser.add_argument("--emulate", type=Path, help="a folder of emulated GEMMs (tests/emulation): no GPU is used")
+    parser.add_argument("--racecheck", action="store_true", help="use cubins whose barriers racecheck can follow")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the variants")
     parser.add_argument("--part", default="0/1", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -76,7 +78,7 @@ def main() -> int:
         device = Emulator(options.emulate)
     else:
         target = parse(options.target) if options.target else default_target(gpu_capability())
-        device = Gpu(target, options.folder)
+        device = Gpu(target, options.folder, racecheck=options.racecheck)
     mine, processes = (int(x) for x in options.part.split("/"))
     kernels = (GEMM,) if options.emulate else (PROBE, GEMM)
     names = [(kernel, variant.name) for kernel in kernels for variant in kernel.variants]
@@ -86,7 +88,7 @@ def main() -> int:
         if kernel is PROBE:
             failed += check_probe(device, name, options.seed)
         else:
-            failed += check_gemm(device, name, options.seed, options.quick)
+            failed += check_gemm(device, name, options.seed, options.quick, options.most)
     print(f"{failed} failed" if failed else "passed")
     return failed
 

@@ -52,6 +52,11 @@ class Case:
     raw_index: tuple[int, ...] = ()
     bad_global: float | None = None
 
+    @property
+    def work(self) -> int:
+        """Multiplications."""
+        return (sum(self.sizes) + self.tail or self.batches * self.m) * self.n * self.k
+
     def __str__(self) -> str:
         default = Case()
         given = {name: value for name, value in vars(self).items() if value != getattr(default, name)}

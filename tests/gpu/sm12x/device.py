@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +15,9 @@ from warpsmith.runtime.driver import default_driver
 from warpsmith.runtime.launch import Argument
 from warpsmith.runtime.memory import DeviceBuffer, synchronize
 from warpsmith.runtime.modules import load_kernel
+from warpsmith.runtime.tensor_map import MapSpec, encode
 
-from .kernels import cubin
+from .kernels import GEMM, cubin, for_racecheck
 
 Array = npt.NDArray[Any]
 Region = tuple[int, int]
@@ -78,11 +78,11 @@ class GpuProgram:
 
 
 class Gpu:
-    """Device 0, with cubins for `target` from `folder` or compiled."""
+    """Device 0, with cubins for `target` from `folder` or compiled; those of the GEMM made for racecheck if asked."""
 
-    def __init__(self, target: Target, folder: Path | None, size: int = 1 << 30) -> None:
+    def __init__(self, target: Target, folder: Path | None, size: int = 1 << 30, racecheck: bool = False) -> None:
         self.driver = default_driver()
-        self.target, self.folder, self.size = target, folder, size
+        self.target, self.folder, self.size, self.racecheck = target, folder, size, racecheck
         self.capability = gpu_capability()
         self._arena = DeviceBuffer(self.driver, 0, size)
         self.base = self._arena.pointer
@@ -100,28 +100,11 @@ class Gpu:
         return data
 
     def tensor_map(self, pointer: int, dims: tuple[int, int, int], box_bytes: int, box_rows: int) -> bytes:
-        api = self.driver.api
-        swizzle = api.CUtensorMapSwizzle
-        long, word = api.cuuint64_t, api.cuuint32_t
-        encoded = self.driver.call(
-            "cuTensorMapEncodeTiled",
-            api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8,
-            3,
-            pointer,
-            [long(d) for d in dims],
-            [long(dims[0]), long(dims[0] * dims[1])],
-            [word(box_bytes), word(box_rows), word(1)],
-            [word(1)] * 3,
-            api.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            getattr(swizzle, f"CU_TENSOR_MAP_SWIZZLE_{box_bytes}B"),
-            api.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-            api.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            tried=f"make a tensor map of {dims} at {pointer:#x}",
-        )
-        return ctypes.string_at(encoded.getPtr(), 128)
+        row, rows, batches = dims
+        return encode(self.driver, 0, pointer, MapSpec(row, rows, batches, row, row * rows, box_bytes, box_rows))
 
     def load(self, kernel: Kernel, variant: Variant) -> GpuProgram:
-        return GpuProgram(self, kernel, variant)
+        return GpuProgram(self, kernel, for_racecheck(variant) if self.racecheck and kernel is GEMM else variant)
 
 
 def gpu_capability() -> Capability:

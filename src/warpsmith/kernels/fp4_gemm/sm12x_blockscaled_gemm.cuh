@@ -77,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, 1)
     if (ring.base % 1024 != 0) __trap();
     for (u32 i = 0; i < Shared::kStages; ++i) {
       mbarrier_init(ring.base + Shared::kFull + i * 8, 1);
-      mbarrier_init(ring.base + Shared::kEmpty + i * 8, kMmaWarps);
+      mbarrier_init(ring.base + Shared::kEmpty + i * 8, WS_EVERY_LANE_ARRIVES ? 32 * kMmaWarps : kMmaWarps);
     }
     fence_mbarrier_init();
     prefetch_tensor_map(a_map);

@@ -10,6 +10,11 @@
 #define WS_MXFP8 4
 #define WS_FP8_BLOCK 5
 
+// 1: all lanes say that they have read a stage, not one for its warp after __syncwarp, which racecheck does not follow.
+#ifndef WS_EVERY_LANE_ARRIVES
+#define WS_EVERY_LANE_ARRIVES 0
+#endif
+
 namespace ws {
 
 enum class Format { nvfp4 = WS_NVFP4, mxfp4 = WS_MXFP4, mxfp8 = WS_MXFP8, fp8_block = WS_FP8_BLOCK };

@@ -5,7 +5,6 @@
 
 #include "common/convert.cuh"
 #include "common/shared_store.cuh"
-#include "common/shared_store_vector.cuh"
 #include "common/warpgroup.cuh"
 #include "fp4_gemm/sm12x_config.cuh"
 #include "fp4_gemm/sm12x_fragments.cuh"

@@ -99,7 +99,7 @@ struct MainLoop {
     --stages;
     start();
     __syncwarp();
-    if (reader.lane == 0) mbarrier_arrive(empty);
+    if (WS_EVERY_LANE_ARRIVES || reader.lane == 0) mbarrier_arrive(empty);
     fragments[1].multiply_add(sums, kScaleByte<kSteps - 1>);
   }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "common/shared_load.cuh"
-#include "common/shared_store_vector.cuh"
+#include "common/shared_store.cuh"
 #include "common/tma.cuh"
 #include "common/types.cuh"
 #include "fp4_gemm/sm12x_config.cuh"

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sm90_gemm` of the module `gemm`: the GEMM of compute capability 9.0 by `wgmma`. Data only.
+
+``docs/kernels/sm90_gemm.md`` has the contract, and the timings that tiles and splits were chosen by.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from warpsmith.arch import Capability
+from warpsmith.catalog.fp4_gemm import PARAMS
+from warpsmith.catalog.gemm import MODULE, TILED_LAYOUT, witness
+from warpsmith.catalog.spec import Instructions, Kernel, Problem, Variant, pair
+from warpsmith.tuning import Bound, Rule
+from warpsmith.tuning.splits import SplitRule
+
+CAPABILITIES = (Capability(9, 0),)
+PAIRS = (("bf16", "bf16"), ("fp16", "fp16"), ("fp8_block", "fp8_block_128x128"))
+"""(A, B)."""
+
+FP8_TOLERANCE = 1e-3
+"""The FP8 tensor cores of 9.0 add 128 products in fewer bits than fp32 has: ``docs/numerics.md``."""
+
+
+class Tile(NamedTuple):
+    """What a block of `sm90_gemm` computes, and with what.
+
+    Attributes
+    ----------
+    m, n
+        Tile of D. A stage of the pipeline has 128 bytes of K.
+    swap
+        Whether rows of B are the 64-row operand of the MMA, for few rows of A.
+    cluster
+        Blocks, with tiles one below the other, that share the copies of B.
+    groups
+        Warpgroups that multiply.
+    blocks
+        Blocks that share a multiprocessor.
+    buffers
+        fp8_block: with 2, a stage's sums are added while the next one's are made.
+    """
+
+    m: int
+    n: int
+    swap: bool = False
+    cluster: int = 1
+    groups: int = 2
+    blocks: int = 1
+    buffers: int = 1
+
+    @property
+    def box_rows(self) -> tuple[int, int]:
+        """Rows of the boxes of the tensor maps of A and of B."""
+        return self.m, self.n // self.cluster
+
+
+TILES = {
+    "t128x256": Tile(128, 256),
+    "t128x128": Tile(128, 128),
+    "t128x64": Tile(128, 64),
+    "t64x128": Tile(64, 128),
+    "s32": Tile(32, 64, swap=True, cluster=2, groups=1, blocks=2),
+    "s16": Tile(16, 128, swap=True),
+    "s8": Tile(8, 64, swap=True, groups=1, blocks=2),
+}
+"""By name: `t` for tiles of many rows of A, `s` (swapped) for few."""
+FP8_TILES = {name: tile for name, tile in TILES.items() if tile.n <= 128} | {"t128x128": Tile(128, 128, buffers=2)}
+"""Those of fp8_block."""
+
+
+def tile_of(a: str, name: str) -> Tile:
+    """The tile of that name where A is of format `a`."""
+    return (FP8_TILES if a == "fp8_block" else TILES)[name]
+
+
+_WITNESS_ROWS = {"s8": 8, "s16": 16, "s32": 32, "t64x128": 64, "t128x64": 128}
+_LARGE = 4096
+
+_MMA = {"bf16": r"HGMMA\.64x\d+x16\.F32\.BF16", "fp16": r"HGMMA\.64x\d+x16\.F32$", "fp8_block": r"QGMMA\.64x\d+x32"}
+_LOADS = ("UTMALDG\\.3D", "SYNCS\\.ARRIVE", "WARPGROUP\\.DEPBAR", "STSM\\.16", "ACQBULK", "PREEXIT")
+
+
+def _witnesses(a: str, format: str, name: str) -> tuple[Problem, ...]:
+    """A problem that the tile is chosen for: with 16-bit operands t128x128 is for groups alone."""
+    found = witness(format, _WITNESS_ROWS.get(name, _LARGE))
+    if name in ("t64x128", "t128x64"):  # of more columns than those for which s32 has more blocks
+        found = found._replace(dims=tuple((d, 8192 if d == "n" else size) for d, size in found.dims))
+    if name == "t128x128" and a != "fp8_block":
+        dims = {**dict(found.dims), "m": 128, "batches": 8}
+        found = Problem.of("gemm", {**dict(found.fields), "mode": "grouped"}, dims)
+    return (found,)
+
+
+def _variant(a: str, b: str, name: str) -> Variant:
+    tile, format = tile_of(a, name), pair(a, b)
+    macro = f"WS_{a.upper()}"
+    sizes = {
+        "TILE_M": tile.m,
+        "TILE_N": tile.n,
+        "TILE_K": 128 if a == "fp8_block" else 64,
+        "SWAP": tile.swap,
+        "CLUSTER": tile.cluster,
+        "GROUPS": tile.groups,
+        "BLOCKS": tile.blocks,
+        "BUFFERS": tile.buffers,
+    }
+    return Variant(
+        name=f"{format}_{name}",
+        macros=(
+            ("WS_A_FORMAT", macro),
+            ("WS_B_FORMAT", macro),
+            *((f"WS_{key}", str(int(value))) for key, value in sizes.items()),
+        ),
+        serves=(("format", (format,)), ("layout", (TILED_LAYOUT,))),
+        witnesses=_witnesses(a, format, name),
+        tile=name,
+        instructions=(Instructions((_MMA[a], *_LOADS), CAPABILITIES, "a"),),
+        tolerance=FP8_TOLERANCE if a == "fp8_block" else 0.0,
+    )
+
+
+KERNEL = Kernel(
+    name="sm90_gemm",
+    module=MODULE,
+    operation="gemm",
+    source="gemm/sm90_gemm.cuh",
+    entry="ws_sm90_gemm",
+    capabilities=CAPABILITIES,
+    params=PARAMS,
+    variants=tuple(_variant(a, b, name) for a, b in PAIRS for name in (FP8_TILES if a == "fp8_block" else TILES)),
+    feature="a",
+)
+"""Its row of the catalog."""
+
+_PLAIN = tuple(pair(a, b) for a, b in PAIRS if a != "fp8_block")
+_DENSE = (("mode", ("dense",)),)
+
+
+def _rule(tile: str, *, m: int = 0, n: int = 0, fields: tuple[tuple[str, tuple[str, ...]], ...] = ()) -> Rule:
+    bounds = (Bound((name,), maximum=most) for name, most in (("m", m), ("n", n)) if most)
+    return Rule(KERNEL.name, tile, fields=fields, bounds=tuple(bounds))
+
+
+TUNING = (
+    _rule("s8", m=8),
+    _rule("s16", m=16),
+    _rule("s32", m=32),
+    _rule("s32", m=64, n=4096, fields=_DENSE),
+    _rule("s32", m=128, n=1024, fields=_DENSE),
+    _rule("t64x128", m=64),
+    _rule("t128x64", m=128, fields=_DENSE),
+    _rule("t128x128", m=128),
+    _rule("t128x256", fields=(("format", _PLAIN),)),
+    _rule("t128x128"),
+)
+SPLITS = (
+    SplitRule(KERNEL.name, "s8", most=4, units_per_sm=2, part_k=1024),
+    SplitRule(KERNEL.name, "s32", most=2, units_per_sm=2, part_k=2048),
+    SplitRule(KERNEL.name, "t64x128", most=2, units_per_sm=1, part_k=2048),
+    SplitRule(KERNEL.name, "t128x256", tail=3, part_k=128),
+)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cases of the module `fused_moe`: one launch each, or two where counting is a launch of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from warpsmith.catalog import fused_moe as module
+from warpsmith.catalog.gemm import PLAIN
+from warpsmith.evidence.cases import DTYPES
+from warpsmith.reference import moe
+
+LOGITS = ("normal", "ties", "not_finite", "large")
+
+
+@dataclass(frozen=True)
+class RouteCase:
+    """Tokens to route; `local` experts from `offset` on are sorted in the same launch, if there are any."""
+
+    dtype: str
+    rule: str
+    tokens: int
+    experts: int
+    top_k: int
+    kind: str = "normal"
+    n_group: int = 1
+    topk_group: int = 1
+    biased: bool = False
+    counted: int | None = None
+    local: int = 0
+    offset: int = 0
+
+    operation = "moe_route"
+
+
+@dataclass(frozen=True)
+class SortCase:
+    """Pairs to sort and rows to gather: ids ``uniform``, ``zipf``, ``one`` expert's, or ``wild`` numbers."""
+
+    tokens: int
+    top_k: int
+    experts: int
+    offset: int = 0
+    kind: str = "uniform"
+    hidden: int = 0
+    scale_bytes: int = 0
+    scaled: str = ""
+    counted: int | None = None
+
+    operation = "moe_permute"
+
+
+@dataclass(frozen=True)
+class ActivationCase:
+    """Rows to activate, of `most` that there could be."""
+
+    dtype: str
+    activation: str
+    rows: int
+    inner: int
+    most: int
+
+    operation = "moe_activation"
+
+
+@dataclass(frozen=True)
+class CombineCase:
+    """Rows to add."""
+
+    dtype: str
+    tokens: int
+    top_k: int
+    hidden: int
+    weighted: bool = True
+
+    operation = "moe_combine"
+
+
+MoeCase = RouteCase | SortCase | ActivationCase | CombineCase
+
+
+def route_cases() -> Iterator[RouteCase]:
+    """The cases of routing."""
+    shapes = (
+        (8, 2, 1, 1),
+        (128, 8, 1, 1),
+        (256, 8, 8, 4),
+        (384, 8, 1, 1),
+        (512, 16, 16, 4),
+        (33, 5, 3, 2),
+        (1, 1, 1, 1),
+    )
+    for dtype in DTYPES:
+        for number, (rule, (experts, top_k, groups, kept)) in enumerate(
+            (rule, shape) for rule in moe.ROUTING_RULES for shape in shapes
+        ):
+            base = RouteCase(dtype, rule, (1, 17, 130)[number % 3], experts, top_k)
+            if rule == "sigmoid_bias_grouped":
+                base = replace(base, n_group=groups, topk_group=kept, biased=number % 2 == 0)
+            yield replace(base, kind=LOGITS[number % len(LOGITS)])
+            yield replace(base, kind="ties", counted=number % 5)
+        for kind in LOGITS:
+            yield RouteCase(dtype, "topk_softmax", 61, 128, 8, kind, local=48, offset=32)
+
+
+def sort_cases() -> Iterator[SortCase]:
+    """The cases of sorting and gathering."""
+    for tokens, top_k, experts, offset in (
+        (1, 1, 1, 0), (5, 3, 8, 0), (64, 8, 128, 0), (65, 8, 128, 64), (171, 3, 5, 2), (33, 16, 512, 0),
+        (4097, 8, 64, 32), (1000, 16, 384, 0),
+    ):  # fmt: skip
+        for kind in ("uniform", "zipf", "one", "wild"):
+            yield SortCase(
+                tokens, top_k, experts, offset, kind, hidden=40, counted=None if kind != "zipf" else tokens // 2
+            )
+    for scaled in ("", *PLAIN):
+        for scale_bytes in (0, 4, 5):
+            yield SortCase(70, 3, 8, 0, "uniform", 1000, 0 if scaled else scale_bytes, scaled)
+
+
+def activation_cases() -> Iterator[ActivationCase]:
+    """The cases of activations."""
+    for dtype in PLAIN:
+        for activation in module.ACTIVATIONS:
+            for rows, inner, most in ((0, 8, 3), (1, 1024, 1), (37, 2880, 40), (300, 768, 1000)):
+                yield ActivationCase(dtype, activation, rows, inner, most)
+
+
+def combine_cases() -> Iterator[CombineCase]:
+    """The cases of weighted sums."""
+    for dtype in PLAIN:
+        for tokens, top_k, hidden in ((1, 1, 1024), (9, 3, 8), (3, 8, 2048), (130, 16, 2880), (17, 5, 1032)):
+            yield CombineCase(dtype, tokens, top_k, hidden)
+        yield CombineCase(dtype, 9, 1, 64, weighted=False)
+
+
+def all_moe_cases() -> Iterator[MoeCase]:
+    """Every case of the module."""
+    yield from route_cases()
+    yield from sort_cases()
+    yield from activation_cases()
+    yield from combine_cases()

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the macros of sm90_gemm.cuh make of one program: operands, tiles, warpgroups, and shared memory.
+#pragma once
+
+#include "common/types.cuh"
+#include "common/wgmma.cuh"
+
+#define WS_BF16 0
+#define WS_FP16 1
+#define WS_FP8_BLOCK 5
+
+#ifndef WS_CLUSTER
+#define WS_CLUSTER 1
+#endif
+#ifndef WS_STAGES
+#define WS_STAGES 12  // at most; as many as fit
+#endif
+#ifndef WS_GROUPS
+#define WS_GROUPS 2
+#endif
+#ifndef WS_BLOCKS
+#define WS_BLOCKS 1
+#endif
+#ifndef WS_BUFFERS
+#define WS_BUFFERS 1
+#endif
+#ifndef WS_BAND
+#define WS_BAND 8
+#endif
+
+namespace ws {
+
+static_assert(WS_A_FORMAT == WS_B_FORMAT, "operands of one format");
+constexpr WgmmaType kType = WS_A_FORMAT == WS_BF16   ? WgmmaType::bf16
+                            : WS_A_FORMAT == WS_FP16 ? WgmmaType::fp16
+                                                     : WgmmaType::e4m3;
+
+WS_DEVICE constexpr u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
+
+// ---- tiles --------------------------------------------------------------------------------------------------------
+
+// A stage has 128 bytes of K, of which an MMA takes 32.
+constexpr u32 kTileM = WS_TILE_M, kTileN = WS_TILE_N, kTileK = WS_TILE_K;
+constexpr u32 kRowBytes = 128, kStepBytes = 32;
+constexpr bool kSwap = WS_SWAP;
+static_assert(kTileK == (kType == WgmmaType::e4m3 ? 128 : 64), "a row of a stage is 128 bytes");
+
+// Blocks of a cluster compute tiles one below the other: each has rows of A of its own, and copies its part of the rows
+// of B to all of them.
+constexpr u32 kCluster = WS_CLUSTER, kClusterM = kCluster * kTileM, kPartB = kTileN / kCluster;
+static_assert(kPartB % 8 == 0, "parts start with the swizzle's pattern");
+
+// The left operand of the MMA has 64 rows, the right one 8 to 256. Rows of A are on the left, or, for small M, rows of
+// B (kSwap). Two warpgroups divide the left rows, or, where there are 64, the right ones.
+constexpr u32 kGroups = WS_GROUPS;
+constexpr u32 kLeftRows = kSwap ? kTileN : kTileM, kRightRows = kSwap ? kTileM : kTileN;
+constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroups, kGroupsRight = kGroups / kGroupsLeft;
+constexpr u32 kM64 = kLeftRows / kGroupsLeft / 64, kN = kRightRows / kGroupsRight;  // MMA tiles of a warpgroup
+static_assert(kLeftRows % (64 * kGroupsLeft) == 0 && kN % 8 == 0 && kN <= 256, "whole MMA tiles");
+static_assert(!kSwap || kN <= 64, "swapped tiles are for few rows of A");
+static_assert(kSwap || kN % 64 == 0 || kN == 32, "parts of D have 64 columns or 32");
+
+using Sums = float[kM64][kN / 2];
+
+// fp8_block: sums over 128 of K, times the fp32 scales of A and B, are added to those of D.
+// With two buffers the next sums are under way while the last ones are added.
+constexpr bool kPromoted = kType == WgmmaType::e4m3;
+constexpr u32 kBuffers = WS_BUFFERS, kTurn = 4;  // stages in a turn of the loop with two buffers
+static_assert(!kPromoted || (kM64 == 1 && kTileN <= 128), "one MMA tile a warpgroup, one of 128 x 128 scales a stage");
+using Part = float[kN / 2];
+
+// ---- warpgroups ---------------------------------------------------------------------------------------------------
+
+// A block that has a multiprocessor to itself moves registers from a producer's warpgroup, of which one warp works, to
+// the others. Small tiles share the multiprocessor with other blocks, and leave registers as they are.
+constexpr u32 kBlocks = WS_BLOCKS;
+constexpr bool kMovesRegisters = kBlocks == 1;
+constexpr u32 kMmaWarps = 4 * kGroups, kMmaThreads = 32 * kMmaWarps;
+constexpr u32 kProducers = kPromoted ? 2 : 1;  // warps: for elements, for scales
+constexpr u32 kThreads = kMmaThreads + (kMovesRegisters ? 128 : 32 * kProducers);
+constexpr u32 kProducerRegisters = 40, kMmaRegisters = 232;
+static_assert(!kMovesRegisters || kGroups == 2, "registers that the block starts with: 384 times 168");
+
+// ---- shared memory ------------------------------------------------------------------------------------------------
+
+constexpr u32 kLeftBytes = kLeftRows * kRowBytes, kRightBytes = kRightRows * kRowBytes;
+constexpr u32 kStageBytes = kLeftBytes + kRightBytes;  // left tile, then right tile
+static_assert(kLeftBytes % 1024 == 0 && kRightBytes % 1024 == 0, "swizzled tiles are aligned to 1024 bytes");
+
+// fp32 scales of a stage: those of A's rows, copied from a multiple of four rows on; then those of B's rows, or one for
+// all of them.
+struct Scales {
+  static constexpr u32 kA = 0;
+  static constexpr u32 kB = (kTileM + 4) * 4;
+  static constexpr u32 kBytes = kPromoted ? kB + (kTileN + 4) * 4 : 0;
+};
+
+// Each warp writes D by parts of 2 KB, which pass through shared memory of its own; then come 64 values of bias.
+constexpr u32 kPartBytes = 2048 + 256;
+
+struct Shared {
+  static constexpr u32 kLimit = 233472 / kBlocks - 1024;  // of a block
+  static constexpr u32 kTileWords = 8;   // that describe a tile
+  static constexpr u32 kFixed = kMmaWarps * kPartBytes + kTileWords * 4 + 32;
+  static constexpr u32 kPerStage = kStageBytes + Scales::kBytes + 16 + kTileWords * 4;
+  static constexpr u32 kFit = (kLimit - kFixed) / kPerStage;
+  static constexpr u32 kStages = kFit < WS_STAGES ? kFit : WS_STAGES;
+  static constexpr u32 kTileSlots = kStages + 1;
+
+  static constexpr u32 kParts = kStages * kStageBytes;             // [kMmaWarps]
+  static constexpr u32 kScales = kParts + kMmaWarps * kPartBytes;  // [kStages]
+  static constexpr u32 kTiles = kScales + kStages * Scales::kBytes;  // [kTileSlots][kTileWords]
+  static constexpr u32 kFull = kTiles + kTileSlots * kTileWords * 4, kEmpty = kFull + kStages * 8;  // barriers
+  static constexpr u32 kLast = kEmpty + kStages * 8;  // whether a block is the last of a tile's splits
+  static constexpr u32 kBytes = kLast + 16;
+  static_assert(Scales::kBytes % 16 == 0 && kTiles % 16 == 0, "aligned for bulk copies");
+  static_assert(kBytes <= kLimit && kStages >= 2, "shared memory of a block");
+};
+
+// A place in the ring of stages; producer and consumers each walk their own.
+struct Ring {
+  u32 base;  // shared address
+  u32 index = 0, parity = 0;
+
+  WS_DEVICE u32 left() const { return base + index * kStageBytes; }
+  WS_DEVICE u32 right() const { return left() + kLeftBytes; }
+  WS_DEVICE u32 scales() const { return base + Shared::kScales + index * Scales::kBytes; }
+  WS_DEVICE u32 full() const { return base + Shared::kFull + index * 8; }
+  WS_DEVICE u32 empty() const { return base + Shared::kEmpty + index * 8; }
+  WS_DEVICE void advance() {
+    if (++index == Shared::kStages) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// A place in the ring of tile descriptions. The producer is at most kStages tiles ahead of a tile that is being
+// written, since each has a stage at least.
+struct TileRing {
+  u32 base;  // shared address
+  u32 index = 0;
+
+  WS_DEVICE u32 slot() const { return base + Shared::kTiles + index * Shared::kTileWords * 4; }
+  WS_DEVICE void advance() { index = index + 1 == Shared::kTileSlots ? 0 : index + 1; }
+};
+
+// Which part of a tile a warp has.
+struct Place {
+  u32 group, warp, lane;  // warpgroup of the block, warp of the warpgroup
+
+  WS_DEVICE u32 left() const { return kGroupsLeft == 2 ? group * (kLeftRows / 2) : 0; }  // first rows of the warpgroup
+  WS_DEVICE u32 right() const { return kGroupsRight == 2 ? group * kN : 0; }
+};
+
+}  // namespace ws

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a warp's sums to D. Every addition has its fixed place, so that a result does not depend on which block comes
+// first.
+#pragma once
+
+#include "common/convert.cuh"
+#include "common/ptx.cuh"
+#include "common/shared_load.cuh"
+#include "common/shared_store.cuh"
+#include "common/stmatrix.cuh"
+#include "common/warpgroup.cuh"
+#include "gemm/sm90_config.cuh"
+#include "gemm/sm90_schedule.cuh"
+
+namespace ws {
+
+// Leaves a split's sums in the workspace. The block that comes last adds those of all splits in their order, sets the
+// tile's arrivals back to 0 and returns true; the others return false.
+WS_DEVICE bool add_splits(Sums& sums, const Problem& p, const Tile& tile, u32 shared) {
+  const u32 splits = tile.splits;
+  if (splits == 1) return true;
+  constexpr u32 quads = kM64 * kN / 8 * kMmaThreads, per_tile = kN / 8;
+  const u32 last_word = shared + Shared::kLast;
+  float4* all = reinterpret_cast<float4*>(p.workspace) + static_cast<i64>(tile.index) * splits * quads + threadIdx.x;
+  if constexpr (!kPromoted) all = opaque_global(all);  // of the two forms the one without spills
+#pragma unroll
+  for (u32 i = 0; i < kM64 * per_tile; ++i) {
+    const float* const s = &sums[i / per_tile][i % per_tile * 4];
+    all[tile.split * quads + i * kMmaThreads] = {s[0], s[1], s[2], s[3]};
+  }
+  __threadfence();
+  sync_warps<1, kMmaThreads>();
+  if (threadIdx.x == 0) store_shared(last_word, atomicAdd(p.arrivals + tile.index, 1u) == splits - 1 ? 1u : 0u);
+  sync_warps<1, kMmaThreads>();
+  u32 last[1];
+  load_shared(last_word, last);
+  if (last[0] == 0) return false;
+  __threadfence();
+  if (threadIdx.x == 0) p.arrivals[tile.index] = 0;
+#pragma unroll
+  for (u32 i = 0; i < kM64 * kN / 2; ++i) sums[i / (kN / 2)][i % (kN / 2)] = 0.0f;
+#pragma unroll 1
+  for (u32 split = 0; split < splits; ++split) {
+#pragma unroll
+    for (u32 i = 0; i < kM64 * per_tile; ++i) {
+      const float4 part = __ldcg(all + split * quads + i * kMmaThreads);
+      float* const s = &sums[i / per_tile][i % per_tile * 4];
+      s[0] += part.x, s[1] += part.y, s[2] += part.z, s[3] += part.w;
+    }
+  }
+  return true;
+}
+
+// Product of the host's factor and the device's for a batch. A global scale that is not positive and finite gives NaN.
+WS_DEVICE float alpha_of(const Problem& p, u32 batch) {
+  float alpha = p.alpha;
+  if (p.alphas) alpha *= p.alphas[p.flags & kAlphaPerBatch ? batch : 0];
+  const float* const scales[2] = {p.a_global_scale, p.b_global_scale};
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) {
+    if (!scales[i]) continue;
+    const float scale = scales[i][p.flags & (i == 0 ? kGlobalAPerBatch : kGlobalBPerBatch) ? batch : 0];
+    alpha = scale > 0.0f && is_finite(scale) ? alpha / scale : float_of(kQuietNan);
+  }
+  return alpha;
+}
+
+struct Bias {
+  const u8* values;  // of the batch
+  u32 type, n;
+
+  // Columns i (even) and i + 1, which are both in D or neither.
+  WS_DEVICE float2 pair(u32 i) const {
+    float2 result{};
+    if (type == kNoBias || i >= n) return result;
+    if (type == kBiasFp32) return *reinterpret_cast<const float2*>(values + 4ull * i);
+    const u32 two = *reinterpret_cast<const u32*>(values + 2ull * i);
+    if (type == kBiasBf16) {
+      unpack_bf16x2(two, result.x, result.y);
+    } else {
+      unpack_f16x2(two, result.x, result.y);
+    }
+    return result;
+  }
+
+  // The pairs of 64 columns from i on, as floats for all lanes.
+  WS_DEVICE void stage(u32 to, u32 i, u32 lane) const {
+    if (type == kNoBias) return;
+    const float2 two = pair(i + 2 * lane);
+    store_shared(to + lane * 8, {bits_of(two.x), bits_of(two.y)});
+    __syncwarp();
+  }
+
+  WS_DEVICE float2 staged(u32 from, u32 i) const {
+    u32 words[2] = {};
+    if (type != kNoBias) load_shared(from + i * 4, words);
+    return {float_of(words[0]), float_of(words[1])};
+  }
+
+  WS_DEVICE float one(u32 i) const {
+    const float2 two = pair(i & ~1u);
+    return i % 2 ? two.y : two.x;
+  }
+};
+
+// 16 bytes to global memory, unless `wanted` is 0; `to` is a multiple of 16 or, not `aligned`, of 8.
+WS_DEVICE void store_if(u32 wanted, bool aligned, u8* to, const u32 (&v)[4]) {
+  if (aligned) {
+    asm volatile("{.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t@p st.global.v4.u32 [%0], {%1, %2, %3, %4};}" ::"l"(to),
+                 "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]), "r"(wanted)
+                 : "memory");
+  } else {
+    asm volatile(
+        "{.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t@p st.global.v2.u32 [%0], {%1, %2};\n\t"
+        "@p st.global.v2.u32 [%0+8], {%3, %4};}" ::"l"(to),
+        "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]), "r"(wanted)
+        : "memory");
+  }
+}
+
+// Where rows of D go.
+struct Output {
+  u8* d;      // of the tile's first row, column 0
+  i64 row;    // bytes
+  u32 rows, n;
+  bool bf16, aligned;  // stores of 16 bytes
+
+  WS_DEVICE u32 pack(float low, float high) const { return bf16 ? pack_bf16x2(low, high) : pack_f16x2(low, high); }
+};
+
+// Writes 16 rows of D by kN columns: parts of 16 rows of 128 bytes, whose chunks are spread over the banks.
+template <bool kFloats>
+WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 part,
+                          u32 first_row, u32 first_column, u32 lane) {
+  constexpr u32 bytes = kFloats ? 4 : 2, columns = kN < 128 / bytes ? kN : 128 / bytes, chunks = columns * bytes / 16;
+  const u32 g = lane / 4, t = lane % 4, addends = part + 16 * 128;
+  constexpr u32 kStores = chunks / 2, kStep = 16 / kStores;  // of a lane, and the rows between them
+  const u32 chunk_row = lane / chunks, chunk = lane % chunks;
+  u8* const to = out.d + (first_row + chunk_row) * out.row + static_cast<i64>(first_column) * bytes + chunk * 16;
+#pragma unroll
+  for (u32 start = 0; start < kN; start += columns) {
+    if (start % 64 == 0) bias.stage(addends, first_column + start, lane);
+#pragma unroll
+    for (u32 j = 0; j < columns / 8; j += 2) {
+      u32 pairs[4];
+#pragma unroll
+      for (u32 i = 0; i < 4; ++i) {  // rows g and g + 8 of 8 columns, then of the next 8
+        const u32 from = (start / 8 + j + i / 2) * 4 + i % 2 * 2, column = start + (j + i / 2) * 8 + 2 * t;
+        const float2 add = bias.staged(addends, column % 64);
+        const float x = __fmaf_rn(sums[from], alpha, add.x), y = __fmaf_rn(sums[from + 1], alpha, add.y);
+        if constexpr (kFloats) {
+          const u32 row = g + i % 2 * 8, chunk = ((j + i / 2) * 2 + t / 2) ^ (row % 4 * 2);
+          store_shared(part + row * 128 + chunk * 16 + t % 2 * 8, {bits_of(x), bits_of(y)});
+        } else {
+          pairs[i] = out.pack(x, y);
+        }
+      }
+      if constexpr (!kFloats) {
+        const u32 row = lane % 16, chunk = (j + lane / 16) ^ (row % 8);
+        stmatrix_x4(part + row * 128 + chunk * 16, pairs[0], pairs[1], pairs[2], pairs[3]);
+      }
+    }
+    __syncwarp();
+    const bool in_d = (first_column + start) * bytes + chunk * 16 < out.n * bytes;
+#pragma unroll
+    for (u32 i = 0; i < kStores; i += 2) {
+      u32 v[2][4];
+#pragma unroll
+      for (u32 j = 0; j < 2; ++j) {
+        const u32 row = chunk_row + (i + j) * kStep;
+        load_shared(part + row * 128 + (chunk ^ (kFloats ? row % 4 * 2 : row % 8)) * 16, v[j]);
+      }
+#pragma unroll
+      for (u32 j = 0; j < 2; ++j) {
+        const bool wanted = in_d && first_row + chunk_row + (i + j) * kStep < out.rows;
+        store_if(wanted, out.aligned, to + (i + j) * kStep * out.row + start * bytes, v[j]);
+      }
+    }
+    __syncwarp();
+  }
+}
+
+// The same with rows of the sums along N: kN rows of D by 16 columns.
+template <bool kFloats>
+WS_DEVICE void write_swapped(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 part,
+                             u32 first_row, u32 first_column, u32 lane) {
+  constexpr u32 bytes = kFloats ? 4 : 2, fit = 2048 / (16 * bytes), rows = kN < fit ? kN : fit;
+  const u32 g = lane / 4, t = lane % 4;
+  const float low = bias.one(first_column + g), high = bias.one(first_column + g + 8);
+#pragma unroll
+  for (u32 start = 0; start < kN; start += rows) {
+    if (start >= out.rows) return;
+#pragma unroll
+    for (u32 j = 0; j < rows / 8; j += 2) {
+      u32 pairs[4] = {};
+#pragma unroll
+      for (u32 i = 0; i < 4; ++i) {  // columns g and g + 8 of 8 rows, then of the next 8
+        if (j + i / 2 >= kN / 8) continue;
+        const u32 from = (start / 8 + j + i / 2) * 4 + i % 2 * 2;
+        const float add = i % 2 ? high : low;
+        const float x = __fmaf_rn(sums[from], alpha, add), y = __fmaf_rn(sums[from + 1], alpha, add);
+        if constexpr (kFloats) {
+          // Two rows share 128 bytes; which of its four parts of 32 has what depends on the pair.
+          const u32 pair = (j + i / 2) * 4 + t, at = part + pair * 128 + g * 4, half = i % 2;
+          store_shared(at + (half ^ (pair % 4)) * 32, bits_of(x));
+          store_shared(at + ((2 + half) ^ (pair % 4)) * 32, bits_of(y));
+        } else {
+          pairs[i] = out.pack(x, y);
+        }
+      }
+      if constexpr (!kFloats) {
+        const u32 row = j * 8 + lane / 16 * 8 + lane % 8, chunk = (lane / 8 + row / 4) % 2;
+        if constexpr (kN == 8) {
+          stmatrix_x2_transposed(part + lane % 8 * 32 + (lane / 8 + lane % 8 / 4) % 2 * 16, pairs[0], pairs[1]);
+        } else {
+          stmatrix_x4_transposed(part + row * 32 + chunk * 16, pairs[0], pairs[1], pairs[2], pairs[3]);
+        }
+      }
+    }
+    __syncwarp();
+    constexpr u32 chunks = bytes;  // of 16 bytes in a row
+#pragma unroll
+    for (u32 i = 0; i < rows * chunks; i += 32) {
+      const u32 row = (i + lane) / chunks, chunk = lane % chunks;
+      if (row >= rows) continue;
+      const u32 at = kFloats ? row / 2 * 128 + ((row % 2 * 2 + chunk / 2) ^ (row / 2 % 4)) * 32 + chunk % 2 * 16
+                             : row * 32 + (chunk + row / 4) % 2 * 16;
+      u32 v[4];
+      load_shared(part + at, v);
+      const bool wanted = first_row + start + row < out.rows && first_column * bytes + chunk * 16 < out.n * bytes;
+      store_if(wanted, out.aligned, out.d + (first_row + start + row) * out.row + first_column * bytes + chunk * 16, v);
+    }
+    __syncwarp();
+  }
+}
+
+template <bool kFloats>
+WS_DEVICE void write_sums(const Sums& sums, const Output& out, const Bias& bias, const Tile& tile, const Place& place,
+                          float alpha, u32 part) {
+#pragma unroll
+  for (u32 i = 0; i < kM64; ++i) {
+    const u32 left = place.left() + i * 64 + place.warp * 16, right = place.right();
+    if constexpr (kSwap) {
+      write_swapped<kFloats>(sums[i], out, bias, alpha, part, right, tile.column + left, place.lane);
+    } else {
+      if (left < tile.rows) {
+        write_rows<kFloats>(sums[i], out, bias, alpha, part, left, tile.column + right, place.lane);
+      }
+    }
+  }
+}
+
+WS_DEVICE void write_d(const Sums& sums, const Problem& p, const Tile& tile, const Place& place, u32 shared) {
+  const u32 type = p.flags >> kOutShift & kTypeMask, part = shared + Shared::kParts + threadIdx.x / 32 * kPartBytes;
+  const float alpha = alpha_of(p, tile.batch);
+  const Bias bias{p.bias + tile.batch * p.bias_batch, p.flags >> kBiasShift & kTypeMask, p.n};
+  u8* const d = p.d + (p.is_grouped() ? 0 : tile.batch * p.d_batch) + tile.row * p.d_row;
+  const bool aligned = ((reinterpret_cast<u64>(p.d) | p.d_row | p.d_batch) & 15) == 0;
+  const Output out{d, p.d_row, tile.rows, p.n, type == kOutBf16, aligned};
+  if (type == kOutFp32) {
+    write_sums<true>(sums, out, bias, tile, place, alpha, part);
+  } else {
+    write_sums<false>(sums, out, bias, tile, place, alpha, part);
+  }
+}
+
+}  // namespace ws

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// D[M, N] = alpha · A[M, K] · B[N, K]ᵀ + bias on the tensor cores of 9.0 (wgmma): bf16, fp16, and e4m3 with fp32 block
+// scales.
+//
+// A producer warp copies K tiles of A and B into a ring of stages, another one their scales; two warpgroups multiply
+// them, each for its half of the tile. Blocks are persistent and walk the tiles of D. One program serves dense, batched, grouped and
+// masked problems, all types of D and bias; macros choose what shapes the main loop:
+//
+//   WS_A_FORMAT, WS_B_FORMAT          WS_BF16 WS_FP16 WS_FP8_BLOCK, the same for both
+//   WS_TILE_M, WS_TILE_N, WS_TILE_K   tile of D, and K of a stage: 64, fp8_block 128
+//   WS_SWAP                           1: rows of B are the MMA's 64-row operand (small M)
+//   WS_CLUSTER                        blocks, one below the other, that share the copies of B; 1 by default
+//   WS_GROUPS                         warpgroups that multiply: 1 or 2 (default)
+//   WS_BLOCKS                         blocks that share a multiprocessor; 1 by default
+//   WS_BUFFERS                        fp8_block: 2: a stage's sums are added while the next one's are made
+//   WS_STAGES                         at most; by default as many as fit
+//   WS_BAND                           rows of tiles in a band of the raster; 8 by default
+//
+// `splits` is the parts of K in its low 8 bits and, above them, the number of leading tiles that are not split. With
+// splits of K, `workspace` takes TILE_M · TILE_N floats a part of each split tile and `arrivals` one word a split tile,
+// 0 at launch and 0 again after it. Only dense and batched problems are split.
+#if !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "sm90_gemm needs the target sm_90a"
+#endif
+
+#include "common/cluster.cuh"
+#include "common/dependent_launch.cuh"
+#include "common/mbarrier.cuh"
+#include "common/record.cuh"
+#include "common/tma.cuh"
+#include "common/types.cuh"
+#include "common/warpgroup.cuh"
+#include "gemm/sm90_config.cuh"
+#include "gemm/sm90_epilogue.cuh"
+#include "gemm/sm90_main_loop.cuh"
+#include "gemm/sm90_producer.cuh"
+#include "gemm/sm90_schedule.cuh"
+
+namespace ws {
+
+WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place& place) {
+#pragma unroll 1
+  for (;; slots.advance()) {
+    mbarrier_wait(ring.full(), ring.parity);
+    const Tile tile = load_tile(slots.slot());
+    if (tile.stages == 0) return;
+    Sums sums;
+    if constexpr (kPromoted) {
+      add_promoted_stages(sums, ring, place, p, tile);
+    } else {
+      add_stages(sums, ring, place, tile.stages);
+    }
+    const Tile written = load_tile(slots.slot());
+    if (add_splits(sums, p, written, ring.base)) write_d(sums, p, written, place, ring.base);
+  }
+}
+
+}  // namespace ws
+
+WS_RECORD(ws::Shared::kBytes, ws::kThreads, ws::Shared::kStages, WS_FLAG_WAITS, ws::kTileM, ws::kTileN, ws::kTileK)
+
+#if WS_CLUSTER > 1
+#define WS_CLUSTER_SHAPE __cluster_dims__(WS_CLUSTER, 1, 1)
+#else
+#define WS_CLUSTER_SHAPE
+#endif
+
+// Strides are in bytes. Any of bias, alphas, the global scales, index, workspace and arrivals may be null where the
+// flags or `splits` do not ask for it.
+extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUSTER_SHAPE
+    ws_sm90_gemm(const __grid_constant__ ws::TensorMap a_map, const __grid_constant__ ws::TensorMap b_map,
+                 const void* a_scales, const void* b_scales, void* d, const void* bias, const float* alphas,
+                 const float* a_global_scale, const float* b_global_scale, const void* index, float* workspace,
+                 unsigned* arrivals, long long d_row, long long d_batch, long long a_scale_batch,
+                 long long b_scale_batch, long long bias_batch, unsigned m, unsigned n, unsigned k, unsigned batches,
+                 unsigned splits, float alpha, unsigned flags) {
+  using namespace ws;
+  const Problem problem{&a_map, &b_map, static_cast<const u8*>(a_scales), static_cast<const u8*>(b_scales),
+                        static_cast<const u8*>(bias), static_cast<u8*>(d), alphas, a_global_scale, b_global_scale,
+                        index, workspace, arrivals, d_row, d_batch, a_scale_batch, b_scale_batch, bias_batch, m, n, k,
+                        batches, splits, alpha, flags};
+  extern __shared__ __align__(1024) u8 shared[];
+  const Ring ring{shared_address(shared)};
+  const TileRing slots{ring.base};
+  const u32 warp = __shfl_sync(kAllLanes, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+  if (threadIdx.x < Shared::kStages) {
+    mbarrier_init(ring.base + Shared::kFull + threadIdx.x * 8, kProducers);
+    mbarrier_init(ring.base + Shared::kEmpty + threadIdx.x * 8, kMmaWarps * kCluster);
+    fence_mbarrier_init();
+  } else if (threadIdx.x == kThreads - 1) {
+    if (ring.base % 1024 != 0) __trap();
+    prefetch_tensor_map(a_map);
+    prefetch_tensor_map(b_map);
+  }
+  if constexpr (kCluster > 1) {
+    sync_cluster();
+  } else {
+    __syncthreads();
+  }
+  if (warp >= kMmaWarps) {
+    if constexpr (kMovesRegisters) shrink_registers<kProducerRegisters>();
+    if (warp == kMmaWarps) {
+      produce(problem, ring, slots, lane, kCluster > 1 ? cluster_rank() : 0);
+      release_successor();
+    } else if (kProducers == 2 && warp == kMmaWarps + 1) {
+      produce_scales(problem, ring, lane, kCluster > 1 ? cluster_rank() : 0);
+    }
+  } else {
+    if constexpr (kMovesRegisters) grow_registers<kMmaRegisters>();
+    wait_for_predecessor();
+    consume(problem, ring, slots, Place{warp / 4, warp % 4, lane});
+  }
+  // Until here other blocks of the cluster may copy to this one and arrive at its barriers.
+  if constexpr (kCluster > 1) {
+    __syncwarp();
+    sync_cluster();
+  }
+}

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grids, tensor maps and arguments of GEMM kernels that read their operands through tensor maps.
+
+All of them have the parameters of `catalog.fp4_gemm.PARAMS`, and say their tile by macros: ``WS_TILE_M``,
+``WS_TILE_N``, ``WS_TILE_K``, ``WS_CLUSTER`` if blocks of a cluster, one below the other, share the rows of B, and
+``WS_BLOCKS`` if several share a multiprocessor. What the parameters mean is in
+``docs/kernels/sm12x_blockscaled_gemm.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from warpsmith.catalog.formats import FORMATS
+from warpsmith.catalog.gemm import MODES, PLAIN
+from warpsmith.catalog.spec import Catalog, CubinId, Kernel
+from warpsmith.errors import InvalidArgumentError
+from warpsmith.ops.gemm_args import (
+    BIAS_SHIFT,
+    GLOBAL_A_PER_BATCH,
+    GLOBAL_B_PER_BATCH,
+    INDEX_64,
+    OUT_SHIFT,
+    TYPES,
+    Operand,
+    Output,
+    Size,
+    row_bytes,
+)
+from warpsmith.runtime.tensor_map import MapSpec
+
+_SPLIT_STEP = 128  # a split has whole steps of K of at least this
+_MAX_WORK = 1 << 32
+
+
+class MapTile(NamedTuple):
+    """What one block computes, and K of a pipeline stage; `cluster` blocks along M share the copies of B.
+
+    `blocks` of them share a multiprocessor.
+    """
+
+    m: int
+    n: int
+    k: int
+    cluster: int = 1
+    blocks: int = 1
+
+
+class MapLaunch(NamedTuple):
+    """One launch but for its pointers, and the scratch it needs.
+
+    Attributes
+    ----------
+    grid
+        Persistent blocks, 1, 1.
+    tail
+        The arguments behind the pointers.
+    workspace, arrivals
+        As those of `gemm_args.Launch`.
+    a, b
+        The operands' tensor maps.
+    """
+
+    grid: tuple[int, int, int]
+    tail: tuple[int | float, ...]
+    workspace: int
+    arrivals: int
+    a: MapSpec
+    b: MapSpec
+
+
+@lru_cache(maxsize=512)
+def tile_of(kernel: Kernel, variant: str) -> MapTile:
+    """The tile of a variant.
+
+    Raises
+    ------
+    CatalogError
+        If there is no such variant.
+    """
+    macros = dict(kernel.variant(variant).macros)
+    m, n, k = (int(macros[f"WS_TILE_{axis}"]) for axis in "MNK")
+    return MapTile(m, n, k, int(macros.get("WS_CLUSTER", "1")), int(macros.get("WS_BLOCKS", "1")))
+
+
+def map_tiles(tile: MapTile, size: Size) -> int:
+    """Tiles of D: for a grouped problem as many as any division of its rows could need."""
+    columns, height = -(-size.n // tile.n), tile.m * tile.cluster
+    if size.mode == "grouped":
+        return (size.m // height + size.batches) * columns * tile.cluster
+    return size.batches * -(-size.m // height) * columns * tile.cluster
+
+
+def max_splits(tile: MapTile, size: Size) -> int:
+    """How often K can be split; groups and masked batches are not."""
+    return -(-size.k // max(tile.k, _SPLIT_STEP)) if size.mode == "dense" else 1
+
+
+def choose_map_splits(
+    catalog: Catalog, cubin: CubinId, fields: Mapping[str, str], size: Size, sm_count: int
+) -> tuple[int, int]:
+    """Parts of K, and how many tiles in front are not split, by the catalog's rule or estimate; (1, 0) without one."""
+    kernel = catalog.kernel(cubin.kernel)
+    name, tile = kernel.variant(cubin.variant).tile, tile_of(kernel, cubin.variant)
+    most, rule = max_splits(tile, size), catalog.split_rule(cubin.kernel, name)
+    if most == 1:
+        return 1, 0
+    if rule is not None:
+        tiles = map_tiles(tile, size)
+        whole = rule.whole(tiles, size.k, sm_count)
+        return (rule.tail, whole) if whole else (min(rule.parts(tiles, size.k, sm_count), most), 0)
+    estimate = catalog.estimate(cubin.kernel)
+    dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
+    found = None if estimate is None else estimate.best(fields, (name,), dims, sm_count)
+    return (1, 0) if found is None else (min(found[1], most), 0)
+
+
+def _spec(operand: Operand, rows: int, batches: int, k: int, box_k: int, box_rows: int) -> MapSpec:
+    bits = 16 if operand.format in PLAIN else FORMATS[operand.format].element_bits
+    row = row_bytes(operand.format, k)
+    stride = operand.row if rows > 1 or batches > 1 else row
+    return MapSpec(
+        row, rows, batches, stride, operand.batch if batches > 1 else rows * stride, box_k * bits // 8, box_rows
+    )
+
+
+def map_launch(
+    tile: MapTile,
+    size: Size,
+    a: Operand,
+    b: Operand,
+    d: Output,
+    *,
+    sm_count: int,
+    splits: int = 1,
+    whole: int = 0,
+    wide: bool = False,
+) -> MapLaunch:
+    """Plan a kernel that takes tensor maps.
+
+    Parameters
+    ----------
+    tile
+        The variant's.
+    size
+        What is multiplied; m, n, k and batches at least 1.
+    a, b, d
+        How the operands and the result lie in memory; all strides are multiples of 16 bytes.
+    sm_count
+        The device's multiprocessors.
+    splits
+        Of K, from 1 to `max_splits`.
+    whole
+        Tiles in front that are not split; for kernels that have such splits (`sm90_gemm`).
+    wide
+        Whether offsets or counts are int64.
+
+    Returns
+    -------
+    MapLaunch
+        Pointers are ``a_scales, b_scales, d, bias, alphas, a_global_scale, b_global_scale, index, workspace,
+        arrivals``, behind both maps.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a size is beyond the kernel's 32-bit numbers.
+    """
+    tiles = map_tiles(tile, size)
+    split = tiles - whole if splits > 1 else 0
+    units = tiles - split + split * splits
+    blocks = tile.cluster * max(1, min(sm_count * tile.blocks, units) // tile.cluster)
+    if tiles * splits + blocks >= _MAX_WORK or size.m + 127 * size.batches >= 1 << 31 or size.k >= 1 << 30:
+        raise InvalidArgumentError(
+            f"a product of {size.batches} × {size.m} × {size.n} × {size.k} is too large: it has {tiles} tiles; "
+            "expected fewer than 2^32 tiles and splits, fewer than 2^31 rows (with 127 more a group), and K below 2^30"
+        )
+    grouped = size.mode == "grouped"
+    flags = MODES.index(size.mode) | TYPES.index(d.dtype) << OUT_SHIFT
+    flags |= (TYPES.index(d.bias) + 1) << BIAS_SHIFT if d.bias else 0
+    flags |= INDEX_64 if wide else 0
+    flags |= GLOBAL_A_PER_BATCH if a.global_per_batch else 0
+    flags |= GLOBAL_B_PER_BATCH if b.global_per_batch else 0
+    return MapLaunch(
+        (blocks, 1, 1),
+        (
+            d.row, d.batch, a.scale_batch, b.scale_batch, d.bias_batch,
+            size.m, size.n, size.k, size.batches, whole << 8 | splits, 1.0, flags,
+        ),
+        split * splits * tile.m * tile.n * 4,
+        split,
+        _spec(a, size.m, 1 if grouped else size.batches, size.k, tile.k, tile.m),
+        _spec(b, size.n, size.batches, size.k, tile.k, tile.n // tile.cluster),
+    )  # fmt: skip

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights as the fastest kernels read them: done once, when a model is loaded."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from warpsmith.catalog import CATALOG
+from warpsmith.catalog.formats import FORMATS, TILED, Format
+from warpsmith.catalog.gemm import PAIRS, PLAIN
+from warpsmith.catalog.spec import pair
+from warpsmith.errors import FormatError
+from warpsmith.ops.gemm_checks import format_of
+from warpsmith.ops.qtensor import QTensor, is_torch
+
+_KNOWN = (*PLAIN, *FORMATS)
+
+
+def prepare_weight(w: Any, activations: str, *, interleaved: bool = False) -> Any:
+    """Lay weights out as the fastest kernel that multiplies them reads them.
+
+    Parameters
+    ----------
+    w
+        [*batch, N, K]: a `QTensor`, or a bfloat16 or float16 tensor or NumPy array. 4-bit and mxfp8 weights may have
+        linear or 128x4 scales.
+    activations
+        The format of the A that they will be multiplied with: ``bf16``, ``fp16``, ``nvfp4``, ``mxfp4``, ``mxfp8`` or
+        ``fp8_block``.
+    interleaved
+        Whether gate and up rows alternate, as in gpt-oss: the gate rows come first then, and the up rows behind them.
+
+    Returns
+    -------
+    QTensor, torch.Tensor or numpy.ndarray
+        Beside quantized activations, with 128x4 scales where the format has them. mxfp4 beside mxfp8 has its elements
+        packed for the 8-bit tensor cores too: its `packing` is ``mxfp8``, `dequantize` and `gemm` with mxfp8
+        activations understand it, and everything else refuses it. What is right already is returned as it is.
+
+    Raises
+    ------
+    FormatError
+        If no kernel multiplies such operands, the weights are packed already for other activations, or rows of their
+        blocks cannot be told apart.
+
+    Notes
+    -----
+    Packed weights are read on the host and on compute capability 9.0 (with the tensor core's instruction made in
+    software), 12.0 and 12.1; elsewhere pass the weights as they were quantized.
+
+    Examples
+    --------
+    >>> import numpy as np, warpsmith as ws
+    >>> w = ws.quantize(np.ones((8, 32), np.float32), "mxfp4")
+    >>> prepared = ws.prepare_weight(w, "mxfp8")
+    >>> prepared.packing, prepared.scale_layout
+    ('mxfp8', '128x4')
+    >>> bool((ws.dequantize(prepared) == ws.dequantize(w)).all())
+    True
+    """
+    name = format_of(w, "w")
+    _check(w, name, activations, interleaved)
+    if not isinstance(w, QTensor):
+        return _gate_then_up(w) if interleaved else w
+    spec = FORMATS[w.format]
+    packing = activations if activations in spec.packings else ""
+    layout = TILED if activations not in PLAIN and TILED in spec.layouts else w.scale_layout
+    if (w.packing, w.scale_layout, interleaved) == (packing, layout, False):
+        return w
+    data, scales = _bytes(w.data), _bytes(w.scales)
+    if interleaved or layout != w.scale_layout:
+        scales = _untiled(scales, w.shape, spec) if w.scale_layout == TILED else scales
+        scales = _gate_then_up(scales) if interleaved else scales
+        scales = _tiled(scales) if layout == TILED else scales
+    data = _gate_then_up(data) if interleaved else data
+    data = packed(data) if packing != w.packing else data
+    return QTensor(
+        _typed(data, w.data), _typed(scales, w.scales), w.format, w.shape, scale_layout=layout,
+        global_scale=w.global_scale, packing=packing,
+    )  # fmt: skip
+
+
+def _check(w: Any, name: str, activations: str, interleaved: bool) -> None:
+    if activations not in _KNOWN:
+        raise FormatError(f"activations {activations!r} are unknown; expected one of {', '.join(_KNOWN)}")
+    if (activations, name) not in PAIRS:
+        promises = (p for p in CATALOG.promises if (p.operation, p.format) == ("gemm", pair(activations, name)))
+        raise FormatError(f"activations are {activations} and w is {name}: {next(promises).reason}")
+    if len(w.shape) < 2:
+        raise FormatError(f"w has shape {list(w.shape)}; expected [*batch, N, K]")
+    if interleaved and w.shape[-2] % 2:
+        raise FormatError(f"w has N = {w.shape[-2]} rows; expected as many gate rows as up rows")
+    if not isinstance(w, QTensor):
+        return
+    if w.offsets is not None:
+        raise FormatError("w is a grouped QTensor; expected weights [*batch, N, K]")
+    if w.packing and w.packing != activations:
+        raise FormatError(f"w is packed for {w.packing}, not for {activations}: prepare it as it was quantized")
+    if interleaved and FORMATS[w.format].block[0] > 1:
+        raise FormatError(
+            f"w is {w.format}: rows that share a scale cannot be parted; reorder them before they are quantized"
+        )
+
+
+def packed(data: Any) -> Any:
+    """4-bit codes [..., K/2] in the order that `reference.pack_codes` defines, of either framework."""
+    blocks = data.reshape(*data.shape[:-1], -1, 2, 8)
+    first, second = blocks[..., 0, :], blocks[..., 1, :]
+    even, odd = (first & 15) | ((second & 15) << 4), (first >> 4) | (second & 240)
+    return _stack((even, odd), -1).reshape(data.shape)
+
+
+def unpacked(data: Any) -> Any:
+    """The inverse of `packed`."""
+    blocks = data.reshape(*data.shape[:-1], -1, 8, 2)
+    even, odd = blocks[..., 0], blocks[..., 1]
+    first, second = (even & 15) | ((odd & 15) << 4), (even >> 4) | (odd & 240)
+    return _stack((first, second), -2).reshape(data.shape)
+
+
+def _stack(parts: tuple[Any, Any], dim: int) -> Any:
+    return sys.modules["torch"].stack(parts, dim) if is_torch(parts[0]) else np.stack(parts, dim)
+
+
+def _move(x: Any, source: tuple[int, ...], target: tuple[int, ...]) -> Any:
+    return x.movedim(source, target) if is_torch(x) else np.moveaxis(x, source, target)
+
+
+def _gate_then_up(x: Any) -> Any:
+    """Rows 0, 2, 4, … and then 1, 3, 5, …."""
+    return _move(x.reshape(*x.shape[:-2], -1, 2, x.shape[-1]), (-2,), (-3,)).reshape(x.shape)
+
+
+def _tiled(linear: Any) -> Any:
+    """Linear one-byte scales [..., M, C] in the layout 128x4, padded with zeros."""
+    *batch, rows, columns = linear.shape
+    height, width = -(-rows // 128) * 128, -(-columns // 4) * 4
+    make = linear.new_zeros if is_torch(linear) else lambda shape: np.zeros(shape, np.uint8)
+    padded = make((*batch, height, width))
+    padded[..., :rows, :columns] = linear
+    tiles = padded.reshape(*batch, height // 128, 4, 32, width // 4, 4)
+    return _move(tiles, (-2, -3, -4), (-4, -3, -2)).reshape(*batch, height, width)
+
+
+def _untiled(scales: Any, shape: tuple[int, ...], spec: Format) -> Any:
+    """The inverse of `_tiled`: the linear scales of weights of a shape."""
+    *batch, height, width = scales.shape
+    tiles = scales.reshape(*batch, height // 128, width // 4, 32, 4, 4)
+    padded = _move(tiles, (-4, -3, -2), (-2, -3, -4)).reshape(*batch, height, width)
+    return padded[..., : shape[-2], : shape[-1] // spec.block[1]]
+
+
+def _bytes(x: Any) -> Any:
+    """One-byte elements as uint8; others as they are."""
+    if is_torch(x):
+        return x.view(sys.modules["torch"].uint8) if x.element_size() == 1 else x
+    return x.view(np.uint8) if x.dtype.itemsize == 1 else x
+
+
+def _typed(x: Any, like: Any) -> Any:
+    made = x.contiguous() if is_torch(x) else np.ascontiguousarray(x)
+    return made.view(like.dtype)

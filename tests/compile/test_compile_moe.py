@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels of `fused_moe` compile for old and new targets to what the catalog asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from warpsmith.arch import parse
+from warpsmith.bundle.reader import open_bundle
+from warpsmith.catalog import CATALOG
+from warpsmith.catalog.fused_moe import KERNELS
+from warpsmith.catalog.plan import Selection
+from warpsmith.compiler.build import build
+
+WAITS = 1  # the flag of a kernel that waits for the launch before it
+
+
+@pytest.mark.parametrize(("target", "flags"), [("sm_80", 0), ("sm_90a", WAITS), ("sm_121a", WAITS)])
+def test_every_kernel_builds_without_spills_and_waits_where_it_can(target: str, flags: int, tmp_path: Path) -> None:
+    report = build(CATALOG, [parse(target)], tmp_path, selection=Selection(modules=("fused_moe",)))
+    assert report.findings == ()
+    entries = open_bundle(report.bundles[0]).manifest.cubins
+    assert {(e.kernel, e.variant) for e in entries} == {(k.name, v.name) for k in KERNELS for v in k.variants}
+    for entry in entries:
+        assert (entry.stack, entry.dynamic_shared, entry.flags) == (0, 0, flags)
+        assert entry.static_shared < 16 << 10

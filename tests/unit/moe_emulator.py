@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels of `fused_moe`, and of row quantization, in NumPy: host memory by the arguments of a launch."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import gemm_emulator
+import ml_dtypes
+import numpy as np
+from gemm_emulator import memory
+
+from warpsmith import reference
+from warpsmith.catalog import CATALOG
+from warpsmith.catalog import fused_moe as module
+from warpsmith.catalog.formats import FORMATS
+from warpsmith.ops import moe_args
+from warpsmith.ops import quantization_args as quantizing
+from warpsmith.reference import moe
+
+TYPES = {"bf16": np.dtype(ml_dtypes.bfloat16), "fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
+RULES = {number: name for name, number in module.RULES.items()}
+ACTIVATIONS = {number: name for name, number in module.ACTIVATIONS.items()}
+
+
+def launch(cubin: Any, grid: tuple[int, int, int], values: tuple[Any, ...]) -> None:
+    """What the kernel of a cubin does."""
+    if cubin.kernel == "sm80_gemm":
+        gemm_emulator.launch(cubin.variant, grid, values)
+        return
+    names = [p.name for p in CATALOG.kernel(cubin.kernel).params]
+    KERNELS[cubin.kernel](cubin.variant, grid, SimpleNamespace(**dict(zip(names, values, strict=True))))
+
+
+def _route(variant: str, grid: tuple[int, int, int], p: Any) -> None:
+    assert p.offsets or grid[0] * moe_args.ROUTE_TOKENS >= p.tokens
+    kind, shape = TYPES[variant], (p.tokens, p.top_k)
+    logits = np.stack([memory(p.logits + t * p.row_bytes, p.experts, kind) for t in range(p.tokens)])
+    ids, weights = moe.route(
+        logits, p.top_k, RULES[p.rule], bias=memory(p.bias, p.experts, np.float32) if p.bias else None,
+        n_group=p.n_group, topk_group=p.topk_group, scale=p.scale,
+    )  # fmt: skip
+    if p.num_tokens:
+        count = max(int(memory(p.num_tokens, 1, np.int32)[0]), 0)
+        ids[count:], weights[count:] = -1, 0
+    memory(p.ids, ids.size, np.int32).reshape(shape)[:] = ids
+    memory(p.weights, ids.size, np.float32).reshape(shape)[:] = weights
+    if p.offsets:
+        assert (grid[0], ids.size <= moe_args.CHUNK) == (1, True)
+        offsets, rows, positions = moe.permute(ids, p.local_experts, expert_offset=p.expert_offset)
+        for to, values in ((p.offsets, offsets), (p.rows, rows), (p.positions, positions)):
+            memory(to, len(values), np.int32)[:] = values
+
+
+def _count(_: str, grid: tuple[int, int, int], p: Any) -> None:
+    assert grid[0] == -(-p.pairs // moe_args.CHUNK)
+    memory(p.counts, grid[0] * p.local_experts, np.uint32)[:] = 1
+
+
+def _permute(_: str, grid: tuple[int, int, int], p: Any) -> None:
+    assert grid[0] == -(-p.pairs // moe_args.CHUNK)
+    if p.counts:
+        assert (memory(p.counts, grid[0] * p.local_experts, np.uint32) == 1).all()
+    memory(p.zeros, p.zero_words, np.uint32)[:] = 0
+    ids = memory(p.ids, p.pairs, np.int32).copy()
+    if p.num_tokens:
+        ids[max(int(memory(p.num_tokens, 1, np.int32)[0]), 0) * p.top_k :] = -1
+    offsets, rows, positions = moe.permute(ids, p.local_experts, expert_offset=p.expert_offset)
+    memory(p.offsets, len(offsets), np.int32)[:] = offsets
+    memory(p.rows, len(rows), np.int32)[:] = rows
+    memory(p.positions, p.pairs, np.int32)[:] = positions
+    kind = TYPES["fp16" if p.flags & moe_args.ROWS_FP16 else "bf16"]
+    for row, pair in enumerate(rows if p.x else ()):
+        token = int(pair) // p.top_k
+        source, target = memory(p.x + token * p.x_row, p.row_bytes), memory(p.a + row * p.row_bytes, p.row_bytes)
+        target[:] = source
+        if p.weights:
+            target.view(kind)[:] = source.view(kind).astype(np.float32) * memory(p.weights, p.pairs, np.float32)[pair]
+        if p.scale_bytes:
+            memory(p.a_scales + row * p.scale_bytes, p.scale_bytes)[:] = memory(
+                p.x_scales + token * p.scale_bytes, p.scale_bytes
+            )
+
+
+def _activation(variant: str, grid: tuple[int, int, int], p: Any) -> None:
+    assert grid[0] >= 1
+    rows, inner, kind = int(memory(p.last_offset, 1, np.int32)[0]), 8 * p.units, TYPES[variant]
+    assert rows <= p.most_rows
+    name = ACTIVATIONS[p.activation]
+    width = inner * (1 if name in module.UNGATED else 2)
+    h = memory(p.h, rows * width, kind).reshape(rows, width)
+    act = moe.activate(h.astype(np.float64), name, alpha=p.alpha, limit=p.limit)
+    memory(p.act, rows * inner, kind)[:] = act.astype(kind).reshape(-1)
+
+
+def _combine(variant: str, grid: tuple[int, int, int], p: Any) -> None:
+    tokens, hidden, kind = grid[0], 8 * p.units, TYPES[variant]
+    pairs = tokens * p.top_k
+    weights = memory(p.weights, pairs, np.float32) if p.weights else np.ones(pairs)
+    positions = memory(p.positions, pairs, np.int32)
+    y = memory(p.y, p.rows * hidden, kind).reshape(p.rows, hidden)
+    out = moe.combine(y.astype(np.float64), weights.reshape(tokens, p.top_k), positions)
+    for t in range(tokens):
+        memory(p.out + t * p.out_row, hidden, kind)[:] = out[t].astype(kind)
+
+
+def _quantize(variant: str, grid: tuple[int, int, int], p: Any, *, silu: bool = False) -> None:
+    format, _, rest = variant.rpartition("_")[0].rpartition("_")
+    spec, kind, k = FORMATS[format], TYPES[rest], quantizing.ELEMENTS * p.units
+    assert grid[2] == p.batches == 1
+    ends = memory(p.offsets, p.groups + 1, np.int32) if p.groups else np.array([0, p.m])
+    for g in range(len(ends) - 1):
+        scale = None
+        if p.global_scale:
+            per_group = p.flags & quantizing.SCALE_PER_GROUP
+            scale = memory(p.global_scale, len(ends), np.float32)[g if per_group else 0]
+        for i in range(int(ends[g]), int(ends[g + 1])):
+            x = memory(p.x + i * p.row_stride * kind.itemsize, k * (2 if silu else 1), kind)[None]
+            function = reference.silu_and_mul_quantize if silu else reference.quantize
+            codes, scales = function(x, format, global_scale=scale)
+            width = spec.data_columns(k)
+            memory(p.codes + i * width, width)[:] = codes[0]
+            memory(p.scales + i * scales.nbytes, scales.nbytes)[:] = scales.view(np.uint8).reshape(-1)
+
+
+def _silu_and_mul_quantize(variant: str, grid: tuple[int, int, int], p: Any) -> None:
+    _quantize(variant, grid, p, silu=True)
+
+
+KERNELS = {
+    "moe_route": _route,
+    "moe_count": _count,
+    "moe_permute": _permute,
+    "moe_activation": _activation,
+    "moe_combine": _combine,
+    "quantize": _quantize,
+    "silu_and_mul_quantize": _silu_and_mul_quantize,
+}

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tuning tables from timings: only where another tile saves time, and the chooser follows them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from warpsmith.arch import Capability
+from warpsmith.bench.gemm import GAIN, Timed, faster
+from warpsmith.bench.result import Result, Row
+from warpsmith.catalog import CATALOG
+from warpsmith.catalog.resolve import DeviceFacts
+from warpsmith.cli.app import app
+from warpsmith.runtime.kernels import Runtime
+from warpsmith.settings import Settings
+from warpsmith.tuning import Bound, Rule, dump
+
+SPARK = Capability(12, 1)
+KERNEL = "sm12x_blockscaled_gemm"
+FIELDS = (("format", "nvfp4_x_nvfp4"), ("layout", "tiled"), ("mode", "dense"))
+
+
+def timed(tile: str, m: int, microseconds: float, chosen: bool = False, n: int = 4096) -> Timed:
+    return Timed(KERNEL, tile, FIELDS, m, n, 4096, microseconds, chosen)
+
+
+MEASURED = [
+    timed("s8", 8, 10.0, chosen=True),
+    timed("s16", 8, 10.0 * (1 - GAIN / 2)),
+    timed("s64", 64, 20.0, chosen=True),
+    timed("t128", 64, 15.0),
+    timed("s32", 64, 18.0),
+    timed("t128", 64, 9.0, chosen=True, n=8192),
+    timed("s64", 64, 12.0, n=8192),
+]
+
+
+def test_a_rule_is_made_where_a_tile_saves_time_and_nowhere_else() -> None:
+    (rule,) = faster(MEASURED, SPARK)
+    assert (rule.kernel, rule.tile, rule.capabilities) == (KERNEL, "t128", (SPARK,))
+    assert rule.bounds == (Bound(("m",), 9, 64), Bound(("n",), 4096, 4096), Bound(("k",), 4096, 4096))
+    assert faster([], SPARK) == ()
+
+
+def test_a_runtime_that_loads_the_table_follows_it(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(dump(faster(MEASURED, SPARK)), encoding="utf-8")
+    tuned = Runtime(Settings(tuning_path=path, cache_dir=tmp_path), CATALOG, installed=list)
+    plain = Runtime(Settings(cache_dir=tmp_path), CATALOG, installed=list)
+    operation = CATALOG.operation("gemm")
+    for m, tile in ((40, "t128"), (8, None), (65, None)):
+        problem = operation.problem({"format": "nvfp4_x_nvfp4", "m": m})
+        found, before = (r.locate(problem, DeviceFacts(SPARK, 48)).cubin for r in (tuned, plain))
+        assert found.variant == (f"nvfp4_x_nvfp4_{tile}" if tile else before.variant)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["gemm", "--shapes", "16x7168"], "cannot read '16x7168' as a size; write MxNxK"),
+        (["quantize", "--shapes", "1x2x3"], "cannot read '1x2x3' as a size; write MxK"),
+        (["gemm", "--formats", "nvfp5"], "unknown format 'nvfp5'"),
+        (["quantize", "--tune", "table.json"], "--tune is for gemm"),
+        (["dequantize"], "there is no benchmark of 'dequantize'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments: list[str], says: str) -> None:
+    done = CliRunner().invoke(app, ["bench", *arguments, "--json"])
+    assert done.exit_code == 2
+    assert says in done.output + json.dumps(str(done.exception))
+
+
+def test_a_run_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from warpsmith.bench.plot import draw
+
+    rows = tuple(
+        Row("nvfp4_x_nvfp4", {"m": m, "n": 64, "k": 64}, 2.0, 1.0, 4096, {"torch.mm bf16": 3.0}) for m in (1, 64)
+    )
+    draw(Result("gemm", "a device", "580", {}, {}, rows), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_a_forced_tile_is_taken_within_the_block_and_not_after(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from warpsmith.ops import state
+
+    monkeypatch.setenv("WARPSMITH_TUNING_PATH", "")
+    shared = Runtime(Settings(cache_dir=tmp_path), CATALOG, installed=list)
+    monkeypatch.setattr(state, "_runtime", shared)
+    problem = CATALOG.operation("gemm").problem({"format": "nvfp4_x_nvfp4", "m": 4096})
+    with state.tuned((Rule(KERNEL, "s8"),)):
+        assert state.runtime() is not shared
+        assert state.runtime().locate(problem, DeviceFacts(SPARK, 48)).cubin.variant == "nvfp4_x_nvfp4_s8"
+    assert state.runtime() is shared

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MoE benchmark without a GPU: what it refuses, that its models are real layers, its plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from warpsmith.bench import moe_plot
+from warpsmith.bench.moe import MODELS, run
+from warpsmith.bench.result import Result, Row
+from warpsmith.catalog.fused_moe import FORMATS
+from warpsmith.cli.app import app
+from warpsmith.errors import InvalidArgumentError
+from warpsmith.ops.moe_types import Routing
+
+
+def test_models_have_rules_and_formats_that_exist() -> None:
+    for model in MODELS:
+        assert Routing(model.rule, model.top_k, **dict(model.options)).top_k <= model.experts
+        assert all(("bf16", format) in FORMATS for format in model.formats)
+        assert model.experts % 8 == 0
+
+
+def test_unknown_models_and_tokens_are_refused() -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(InvalidArgumentError, match="Mixtral-8x7B"):
+        run(models=("Mixtral",))
+    for options, says in ((["--shapes", "4x4"], "number of tokens"), (["--formats", "fp3"], "unknown format")):
+        result = CliRunner().invoke(app, ["bench", "moe", *options])
+        assert result.exit_code == 2
+        assert says in result.output
+
+
+def test_a_run_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = tuple(
+        Row(name, {"tokens": t}, 9.0 * t, floor=5.0 * t, bytes=7, peers={"torch grouped": 20.0 * t} if t > 1 else {})
+        for name in ("a bf16", "b mxfp4")
+        for t in (1, 8)
+    )
+    result = Result("moe", "GPU", "1", {}, {}, (*rows, Row("host: a bf16", {"tokens": 1}, 40.0)))
+    moe_plot.draw(result, tmp_path / "moe.png")
+    assert (tmp_path / "moe.png").stat().st_size > 1000

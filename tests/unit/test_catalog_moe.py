@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The module `fused_moe`: its numbers are the device sources', its formats have products everywhere."""
+
+from __future__ import annotations
+
+import re
+
+from warpsmith.arch import parse
+from warpsmith.catalog import CATALOG
+from warpsmith.catalog import fused_moe as module
+from warpsmith.catalog.gemm import DEFAULT_PATH, LINEAR_LAYOUT, TILED_LAYOUT
+from warpsmith.catalog.plan import Selection, plan
+from warpsmith.catalog.resolve import DeviceFacts, resolve
+from warpsmith.catalog.source import kernel_sources
+from warpsmith.catalog.spec import Problem
+from warpsmith.reference import moe
+
+
+def numbers(source: str, start: str) -> dict[str, int]:
+    """An enumeration of a device source, from the line that has `start`."""
+    text = kernel_sources()[source]
+    body = text[text.index(start) :].partition("{")[2].partition("}")[0]
+    return {name: int(value) for name, value in re.findall(r"k(\w+) = (\d+)", body)}
+
+
+def test_names_are_those_of_the_reference_and_numbers_those_of_the_kernels() -> None:
+    assert tuple(module.RULES) == moe.ROUTING_RULES
+    assert tuple(module.ACTIVATIONS) == moe.ACTIVATIONS
+    rules = numbers("fused_moe/routing.cuh", "enum : u32 { kSoftmaxTopk")
+    assert rules == {"SoftmaxTopk": 0, "TopkSoftmax": 1, "SigmoidGrouped": 2, "SigmoidInput": 3}
+    assert set(module.RULES.values()) == set(rules.values())
+    kinds = numbers("fused_moe/activation.cuh", "enum : u32 { kSwiglu")
+    assert kinds == {"Swiglu": 0, "SwigluOai": 1, "Geglu": 2, "GegluTanh": 3, "Relu2": 4}
+    assert list(module.ACTIVATIONS.values()) == list(kinds.values())
+    assert f"kMaxExperts = {module.MAX_EXPERTS};" in kernel_sources()["fused_moe/sorting.cuh"]
+    assert f"kMaxTopK = {module.MAX_TOP_K};" in kernel_sources()["fused_moe/routing.cuh"]
+
+
+def test_every_format_has_its_products_everywhere() -> None:
+    for capability in module.CAPABILITIES:
+        for activations, weights in module.FORMATS:
+            format = module.gemm_format(activations, weights)
+            layout = TILED_LAYOUT if format in ("bf16_x_bf16", "fp16_x_fp16") else LINEAR_LAYOUT
+            fields = {"format": format, "mode": "grouped", "layout": layout, "path": DEFAULT_PATH}
+            problem = Problem.of("gemm", fields, {"m": 4, "n": 4096, "k": 4096, "batches": 32})
+            assert resolve(CATALOG, problem, DeviceFacts(capability)).choice is not None
+
+
+def test_both_sm12x_capabilities_plan_the_module_alike() -> None:
+    selection = Selection(modules=("fused_moe",))
+    made = plan(CATALOG, [parse("sm_120f"), parse("sm_121a")], selection)
+    by_target = {}
+    for cubin in made.cubins:
+        by_target.setdefault(str(cubin.target), set()).add((cubin.kernel, cubin.variant))
+    assert by_target["sm_120f"] == by_target["sm_121a"]
+    assert len(by_target["sm_121a"]) == sum(len(k.variants) for k in module.KERNELS)
