@@ -104,7 +104,7 @@ def test_problems_are_decided_on_once(use: Use, whole: Path, monkeypatch: pytest
     run = state.runtime()
     monkeypatch.setattr(run, "locate", lambda *_: pytest.fail("it was searched for again"))
     api.capturing = True
-    assert run.prepare(problem, 1).cubin.kernel == "sm80_gemm"
+    assert run.prepare(problem, 1).cubin.kernel == "sm90_stream_gemm"
 
 
 def test_nothing_is_loaded_where_anything_is_missing_on_any_device(use: Use, tmp_path: Path) -> None:
