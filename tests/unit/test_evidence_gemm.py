@@ -115,7 +115,7 @@ def test_the_kernel_for_few_rows_is_given_what_it_needs(a: str, b: str) -> None:
     ran = [case for case in (*gemm_cases(a, b), *stream_cases(a, b)) if small(case)]
     kernels = [served_by(case) for case in ran]
     assert kernels.count("sm90_stream_gemm") >= 8
-    assert kernels.count("sm90_stream_pair_gemm") >= 2
+    assert kernels.count("sm90_stream_pair_gemm") >= 1
     for case, kernel in zip(ran, kernels, strict=True):
         if kernel != "sm80_gemm":
             assert [mismatch for mismatch, _ in run(case, tile="stream", row=kernel)] == [""], case

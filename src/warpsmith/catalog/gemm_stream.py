@@ -80,6 +80,11 @@ def _limits(row: _Row, b: str) -> tuple[Bound, ...]:
     return limits if b not in _MOST_ELEMENTS else (*limits, Bound(("n", "k"), maximum=_MOST_ELEMENTS[b]))
 
 
+def _serves(a: str, b: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    modes = ("dense",) if b in _MOST_ELEMENTS else gemm.MODES  # groups of 8-bit weights are slower than `sm80_gemm`'s
+    return ("format", (pair(a, b),)), ("layout", (gemm.TILED_LAYOUT, gemm.LINEAR_LAYOUT)), ("mode", modes)
+
+
 def _variants(row: _Row) -> tuple[Variant, ...]:
     return tuple(
         Variant(
@@ -91,7 +96,7 @@ def _variants(row: _Row) -> tuple[Variant, ...]:
                 ("WS_CLUSTER", str(row.tile.cluster)),
                 ("WS_AHEAD", str(row.tile.ahead)),
             ),
-            serves=(("format", (pair(a, b),)), ("layout", (gemm.TILED_LAYOUT, gemm.LINEAR_LAYOUT))),
+            serves=_serves(a, b),
             witnesses=(gemm.witness(pair(a, b), 1, k=row.witness_k),),
             tile="stream",
             instructions=_instructions(a, b),
