@@ -77,7 +77,10 @@ def _permute(_: str, grid: tuple[int, int, int], p: Any) -> None:
         target[:] = source
         if p.weights:
             target.view(kind)[:] = source.view(kind).astype(np.float32) * memory(p.weights, p.pairs, np.float32)[pair]
-        if p.scale_bytes:
+        if p.scale_pitch:
+            for block, scale in enumerate(memory(p.x_scales + token * p.scale_bytes, p.scale_bytes // 4, np.float32)):
+                memory(p.a_scales + 4 * (block * p.scale_pitch + row), 1, np.float32)[:] = scale
+        elif p.scale_bytes:
             memory(p.a_scales + row * p.scale_bytes, p.scale_bytes)[:] = memory(
                 p.x_scales + token * p.scale_bytes, p.scale_bytes
             )
@@ -121,7 +124,11 @@ def _quantize(variant: str, grid: tuple[int, int, int], p: Any, *, silu: bool = 
             codes, scales = function(x, format, global_scale=scale)
             width = spec.data_columns(k)
             memory(p.codes + i * width, width)[:] = codes[0]
-            memory(p.scales + i * scales.nbytes, scales.nbytes)[:] = scales.view(np.uint8).reshape(-1)
+            if p.flags & quantizing.LAYOUT_M_MAJOR:
+                for block, value in enumerate(scales.reshape(-1)):
+                    memory(p.scales + 4 * (block * p.scale_pitch + i), 1, np.float32)[:] = value
+            else:
+                memory(p.scales + i * scales.nbytes, scales.nbytes)[:] = scales.view(np.uint8).reshape(-1)
 
 
 def _silu_and_mul_quantize(variant: str, grid: tuple[int, int, int], p: Any) -> None:

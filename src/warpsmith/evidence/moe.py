@@ -177,6 +177,7 @@ def _run_sort(bench: Bench, case: SortCase, rng: np.random.Generator) -> Iterato
     sizes: dict[str, Any] = {
         "top_k": case.top_k, "experts": case.experts, "expert_offset": case.offset, "zeros": 37,
         "x_row": 2 * case.hidden, "row": 2 * case.hidden, "scales": case.scale_bytes, "fp16": case.scaled == "fp16",
+        "pitch": pairs + 3 if case.m_major else 0,
     }  # fmt: skip
     given = memory.give("ids", ids), memory.give("num_tokens", count)
     inputs = memory.give("x", x), memory.give("x_scales", scales), memory.give("weights", weights)
@@ -185,7 +186,10 @@ def _run_sort(bench: Bench, case: SortCase, rng: np.random.Generator) -> Iterato
         memory.make(n, size) for n, size in (("offsets", offsets.nbytes), ("rows", 4 * pairs), ("positions", 4 * pairs))
     ]
     counts, zeros = memory.make("counts", 4 * chunks * case.experts), memory.make("zeros", 4 * 37)
-    a, a_scales = memory.make("a", 2 * pairs * case.hidden), memory.make("a_scales", max(pairs * case.scale_bytes, 1))
+    a, a_scales = (
+        memory.make("a", 2 * pairs * case.hidden),
+        memory.make("a_scales", max((pairs + 3) * case.scale_bytes, 1)),
+    )
     kernel = _kernel(bench, "moe_permute", {}, {"pairs": pairs})
     counter = _kernel(bench, "moe_count", {}, {"pairs": pairs})
     first = arguments.permute_launch(pairs, counts=True, **sizes)
@@ -218,7 +222,11 @@ def _misgathered(
     problems = [_differs("gathered rows", got[:used], np.ascontiguousarray(want).view(np.uint8).reshape(-1))]
     if (got[used:] != POISON).any():
         problems.append("wrote rows that belong to no expert")
-    if case.scale_bytes:
+    if case.m_major:
+        blocks = memory.take("a_scales", np.uint32).reshape(case.scale_bytes // 4, -1)
+        wanted = np.ascontiguousarray(scales[rows // case.top_k]).view(np.uint32).T
+        problems.append(_differs("gathered scales", blocks[:, : len(rows)], wanted))
+    elif case.scale_bytes:
         wanted = scales[rows // case.top_k].reshape(-1)
         problems.append(_differs("gathered scales", memory.take("a_scales", np.uint8)[: wanted.size], wanted))
     return problems

@@ -46,6 +46,7 @@ class SortCase:
     hidden: int = 0
     scale_bytes: int = 0
     scaled: str = ""
+    m_major: bool = False
     counted: int | None = None
 
     operation = "moe_permute"
@@ -117,6 +118,8 @@ def sort_cases() -> Iterator[SortCase]:
     for scaled in ("", *PLAIN):
         for scale_bytes in (0, 4, 5):
             yield SortCase(70, 3, 8, 0, "uniform", 1000, 0 if scaled else scale_bytes, scaled)
+    for tokens in (1, 7, 200):
+        yield SortCase(tokens, 5, 8, 0, "uniform", 1000, 148, m_major=True)
 
 
 def activation_cases() -> Iterator[ActivationCase]:
