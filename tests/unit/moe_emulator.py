@@ -12,7 +12,7 @@ import numpy as np
 from gemm_emulator import memory
 
 from warpsmith import reference
-from warpsmith.catalog import CATALOG
+from warpsmith.catalog import CATALOG, moe_decode
 from warpsmith.catalog import fused_moe as module
 from warpsmith.catalog.formats import FORMATS
 from warpsmith.ops import moe_args
@@ -135,12 +135,64 @@ def _silu_and_mul_quantize(variant: str, grid: tuple[int, int, int], p: Any) -> 
     _quantize(variant, grid, p, silu=True)
 
 
+def _decode_choice(p: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Local experts of all pairs, whether they are here, and weights."""
+    kind = TYPES[moe_decode.LOGIT_TYPES[p.flags & 3]]
+    logits = np.stack([memory(p.logits + t * p.logits_row, p.experts, kind) for t in range(p.tokens)])
+    ids, weights = moe.route(
+        logits, p.top_k, RULES[p.rule], bias=memory(p.route_bias, p.experts, np.float32) if p.route_bias else None,
+        n_group=p.n_group, topk_group=p.topk_group, scale=p.scale,
+    )  # fmt: skip
+    count = max(int(memory(p.num_tokens, 1, np.int32)[0]), 0) if p.num_tokens else p.tokens
+    local = ids.astype(np.int64) - p.expert_offset
+    here = (local >= 0) & (local < p.local_experts) & (np.arange(p.tokens) < count)[:, None]
+    return local, here, weights
+
+
+def _bias(p: Any, width: int) -> np.ndarray:
+    kind = moe_decode.BIAS_TYPES[p.flags >> moe_decode.BIAS_SHIFT & 3]
+    if not kind:
+        return np.zeros((p.local_experts, width))
+    return memory(p.bias, p.local_experts * width, TYPES[kind]).reshape(-1, width).astype(np.float64)
+
+
+def _decode_up(variant: str, grid: tuple[int, int, int], p: Any) -> None:
+    kind, tile = variant.split("_t")
+    assert grid[0] >= 1
+    assert p.tokens <= int(tile)
+    assert p.hidden <= moe_decode.MAX_HIDDEN
+    local, here, _ = _decode_choice(p)
+    w13 = memory(p.w13, p.local_experts * 2 * p.inner * p.hidden, TYPES[kind]).reshape(p.local_experts, -1, p.hidden)
+    act, bias = memory(p.act, p.tokens * p.top_k * p.inner, TYPES[kind]).reshape(-1, p.inner), _bias(p, 2 * p.inner)
+    for t, j in np.argwhere(here).tolist():
+        x, e = memory(p.x + t * p.x_row, p.hidden, TYPES[kind]).astype(np.float64), local[t, j]
+        h = w13[e].astype(np.float64) @ x + bias[e]
+        made = moe.activate(h[None], ACTIVATIONS[p.activation], alpha=p.alpha, limit=p.limit)
+        act[t * p.top_k + j] = made[0].astype(TYPES[kind])
+
+
+def _decode_down(variant: str, grid: tuple[int, int, int], p: Any) -> None:
+    kind, tile = variant.split("_t")
+    assert p.tokens <= int(tile)
+    assert grid[0] * moe_decode.MOST_ROWS >= p.hidden
+    local, here, weights = _decode_choice(p)
+    w2 = memory(p.w2, p.local_experts * p.hidden * p.inner, TYPES[kind]).reshape(-1, p.hidden, p.inner)
+    act, bias = memory(p.act, p.tokens * p.top_k * p.inner, TYPES[kind]).reshape(-1, p.inner), _bias(p, p.hidden)
+    out = np.zeros((p.tokens, p.hidden))
+    for t, j in np.argwhere(here).tolist():
+        e = local[t, j]
+        out[t] += weights[t, j] * (w2[e].astype(np.float64) @ act[t * p.top_k + j].astype(np.float64) + bias[e])
+    memory(p.out, out.size, TYPES[kind])[:] = out.astype(TYPES[kind]).reshape(-1)
+
+
 KERNELS = {
     "moe_route": _route,
     "moe_count": _count,
     "moe_permute": _permute,
     "moe_activation": _activation,
     "moe_combine": _combine,
+    "moe_decode_up": _decode_up,
+    "moe_decode_down": _decode_down,
     "quantize": _quantize,
     "silu_and_mul_quantize": _silu_and_mul_quantize,
 }
