@@ -12,7 +12,7 @@ import numpy as np
 from gemm_emulator import memory
 
 from warpsmith import reference
-from warpsmith.catalog import CATALOG
+from warpsmith.catalog import CATALOG, moe_decode
 from warpsmith.catalog import fused_moe as module
 from warpsmith.catalog.formats import FORMATS
 from warpsmith.ops import moe_args
@@ -77,7 +77,10 @@ def _permute(_: str, grid: tuple[int, int, int], p: Any) -> None:
         target[:] = source
         if p.weights:
             target.view(kind)[:] = source.view(kind).astype(np.float32) * memory(p.weights, p.pairs, np.float32)[pair]
-        if p.scale_bytes:
+        if p.scale_pitch:
+            for block, scale in enumerate(memory(p.x_scales + token * p.scale_bytes, p.scale_bytes // 4, np.float32)):
+                memory(p.a_scales + 4 * (block * p.scale_pitch + row), 1, np.float32)[:] = scale
+        elif p.scale_bytes:
             memory(p.a_scales + row * p.scale_bytes, p.scale_bytes)[:] = memory(
                 p.x_scales + token * p.scale_bytes, p.scale_bytes
             )
@@ -121,11 +124,65 @@ def _quantize(variant: str, grid: tuple[int, int, int], p: Any, *, silu: bool = 
             codes, scales = function(x, format, global_scale=scale)
             width = spec.data_columns(k)
             memory(p.codes + i * width, width)[:] = codes[0]
-            memory(p.scales + i * scales.nbytes, scales.nbytes)[:] = scales.view(np.uint8).reshape(-1)
+            if p.flags & quantizing.LAYOUT_M_MAJOR:
+                for block, value in enumerate(scales.reshape(-1)):
+                    memory(p.scales + 4 * (block * p.scale_pitch + i), 1, np.float32)[:] = value
+            else:
+                memory(p.scales + i * scales.nbytes, scales.nbytes)[:] = scales.view(np.uint8).reshape(-1)
 
 
 def _silu_and_mul_quantize(variant: str, grid: tuple[int, int, int], p: Any) -> None:
     _quantize(variant, grid, p, silu=True)
+
+
+def _decode_choice(p: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Local experts of all pairs, whether they are here, and weights."""
+    kind = TYPES[moe_decode.LOGIT_TYPES[p.flags & 3]]
+    logits = np.stack([memory(p.logits + t * p.logits_row, p.experts, kind) for t in range(p.tokens)])
+    ids, weights = moe.route(
+        logits, p.top_k, RULES[p.rule], bias=memory(p.route_bias, p.experts, np.float32) if p.route_bias else None,
+        n_group=p.n_group, topk_group=p.topk_group, scale=p.scale,
+    )  # fmt: skip
+    count = max(int(memory(p.num_tokens, 1, np.int32)[0]), 0) if p.num_tokens else p.tokens
+    local = ids.astype(np.int64) - p.expert_offset
+    here = (local >= 0) & (local < p.local_experts) & (np.arange(p.tokens) < count)[:, None]
+    return local, here, weights
+
+
+def _bias(p: Any, width: int) -> np.ndarray:
+    kind = moe_decode.BIAS_TYPES[p.flags >> moe_decode.BIAS_SHIFT & 3]
+    if not kind:
+        return np.zeros((p.local_experts, width))
+    return memory(p.bias, p.local_experts * width, TYPES[kind]).reshape(-1, width).astype(np.float64)
+
+
+def _decode_up(variant: str, grid: tuple[int, int, int], p: Any) -> None:
+    kind, tile = variant.split("_t")
+    assert grid[0] >= 1
+    assert p.tokens <= int(tile)
+    assert p.hidden <= moe_decode.MAX_HIDDEN
+    local, here, _ = _decode_choice(p)
+    w13 = memory(p.w13, p.local_experts * 2 * p.inner * p.hidden, TYPES[kind]).reshape(p.local_experts, -1, p.hidden)
+    act, bias = memory(p.act, p.tokens * p.top_k * p.inner, TYPES[kind]).reshape(-1, p.inner), _bias(p, 2 * p.inner)
+    for t, j in np.argwhere(here).tolist():
+        x, e = memory(p.x + t * p.x_row, p.hidden, TYPES[kind]).astype(np.float64), local[t, j]
+        h = w13[e].astype(np.float64) @ x + bias[e]
+        made = moe.activate(h[None], ACTIVATIONS[p.activation], alpha=p.alpha, limit=p.limit)
+        act[t * p.top_k + j] = made[0].astype(TYPES[kind])
+
+
+def _decode_down(variant: str, grid: tuple[int, int, int], p: Any) -> None:
+    kind, tile = variant.split("_t")
+    assert p.tokens <= int(tile)
+    assert grid[0] * moe_decode.MOST_ROWS >= p.hidden
+    local, here, weights = _decode_choice(p)
+    w2 = memory(p.w2, p.local_experts * p.hidden * p.inner, TYPES[kind]).reshape(-1, p.hidden, p.inner)
+    act, bias = memory(p.act, p.tokens * p.top_k * p.inner, TYPES[kind]).reshape(-1, p.inner), _bias(p, p.hidden)
+    out = np.zeros((p.tokens, p.hidden))
+    for t, j in np.argwhere(here).tolist():
+        e = local[t, j]
+        out[t] += weights[t, j] * (w2[e].astype(np.float64) @ act[t * p.top_k + j].astype(np.float64) + bias[e])
+    memory(p.out, out.size, TYPES[kind])[:] = out.astype(TYPES[kind]).reshape(-1)
 
 
 KERNELS = {
@@ -134,6 +191,8 @@ KERNELS = {
     "moe_permute": _permute,
     "moe_activation": _activation,
     "moe_combine": _combine,
+    "moe_decode_up": _decode_up,
+    "moe_decode_down": _decode_down,
     "quantize": _quantize,
     "silu_and_mul_quantize": _silu_and_mul_quantize,
 }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from warpsmith.arch import parse
-from warpsmith.catalog import CATALOG
+from warpsmith.catalog import CATALOG, moe_decode
 from warpsmith.catalog import fused_moe as module
 from warpsmith.catalog.gemm import DEFAULT_PATH, LINEAR_LAYOUT, TILED_LAYOUT
 from warpsmith.catalog.plan import Selection, plan
@@ -54,3 +54,26 @@ def test_both_sm12x_capabilities_plan_the_module_alike() -> None:
         by_target.setdefault(str(cubin.target), set()).add((cubin.kernel, cubin.variant))
     assert by_target["sm_120f"] == by_target["sm_121a"]
     assert len(by_target["sm_121a"]) == sum(len(k.variants) for k in module.KERNELS)
+
+
+def test_the_decode_kernels_have_the_numbers_of_their_catalog() -> None:
+    sources = kernel_sources()
+    shared = sources["fused_moe/decode.cuh"]
+    assert f"kMaxExperts = {module.MAX_EXPERTS};" in shared
+    assert "kLogitsMask = 3, kBiasShift = 2, kBiasMask = 3" in shared
+    assert "kNoBias = 0, kBiasBf16 = 1, kBiasFp16 = 2, kBiasFp32 = 3" in shared
+    assert (moe_decode.BIAS_SHIFT, moe_decode.BIAS_TYPES) == (2, ("", "bf16", "fp16", "fp32"))
+    assert "#define WS_BF16 0\n#define WS_FP16 1\n#define WS_FP32 2" in sources["fused_moe/routing.cuh"]
+    assert moe_decode.LOGIT_TYPES == ("bf16", "fp16", "fp32")
+    assert f"kMaxHidden = {moe_decode.MAX_HIDDEN};" in sources["fused_moe/sm90_moe_decode_up.cuh"]
+    assert f"kMostRows = {moe_decode.MOST_ROWS}," in sources["fused_moe/sm90_moe_decode_down.cuh"]
+
+
+def test_the_decode_kernels_are_dispatched_by_tokens() -> None:
+    for operation in (moe_decode.UP, moe_decode.DOWN):
+        for tokens, tile in ((1, "t2"), (2, "t2"), (3, "t8"), (8, "t8")):
+            problem = Problem.of(operation, {"type": "fp16"}, {"m": tokens, "n": 768, "k": 2048})
+            choice = resolve(CATALOG, problem, DeviceFacts(parse("sm_90").capability)).choice
+            assert choice is not None
+            assert choice.variant == f"fp16_{tile}"
+            assert "composed" in resolve(CATALOG, problem, DeviceFacts(parse("sm_80").capability)).unsupported

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from warpsmith.arch import Capability
-from warpsmith.catalog import CATALOG
-from warpsmith.catalog.fused_moe import KERNELS
+from warpsmith.catalog import CATALOG, fused_moe, moe_decode
 from warpsmith.catalog.resolve import DeviceFacts, resolve
 from warpsmith.catalog.spec import Problem
-from warpsmith.evidence import moe
+from warpsmith.evidence import moe, moe_memory
 from warpsmith.evidence.device import GUARD, POISON
-from warpsmith.evidence.moe_cases import ActivationCase, CombineCase, RouteCase, SortCase, all_moe_cases
+from warpsmith.evidence.moe_cases import ActivationCase, CombineCase, DecodeCase, RouteCase, SortCase, all_moe_cases
 
 
 class HostBuffer:
@@ -60,7 +59,7 @@ class HostBench:
 
 @pytest.fixture(autouse=True)
 def _on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moe, "Guarded", HostBuffer)
+    monkeypatch.setattr(moe_memory, "Guarded", HostBuffer)
 
 
 def test_right_kernels_pass_and_every_kernel_has_cases() -> None:
@@ -69,7 +68,8 @@ def test_right_kernels_pass_and_every_kernel_has_cases() -> None:
         for cubin, mismatch, _ in moe.run_moe(HostBench(), case, rng):
             assert mismatch == "", case
             seen.add((cubin.kernel, cubin.variant))
-    assert seen == {(kernel.name, variant.name) for kernel in KERNELS for variant in kernel.variants}
+    kernels = (*fused_moe.KERNELS, *moe_decode.KERNELS)
+    assert seen == {(kernel.name, variant.name) for kernel in kernels for variant in kernel.variants}
 
 
 def spoil(name: str, at: int) -> Any:
@@ -97,6 +97,10 @@ def spoil(name: str, at: int) -> Any:
         (ActivationCase("bf16", "swiglu", 3, 8, 5), "act", 16 * 3, "rows that do not exist"),
         (ActivationCase("bf16", "swiglu", 3, 8, 5), "act", 19, "error"),
         (CombineCase("fp16", 4, 2, 8), "out", 3, "error"),
+        (DecodeCase("bf16", 2, 2, 4, 32, 8, local=2, offset=1), "act", 19, "error"),
+        (DecodeCase("bf16", 2, 2, 4, 32, 8, counted=1), "act", 32, "rows without an expert"),
+        (DecodeCase("bf16", 2, 2, 4, 32, 8), "act", 64, "outside of act"),
+        (DecodeCase("fp16", 2, 2, 4, 32, 8), "out", 3, "error"),
     ],
 )
 def test_wrong_results_are_told(case: Any, name: str, at: int, says: str) -> None:

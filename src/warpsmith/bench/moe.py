@@ -32,7 +32,7 @@ class Model:
     activation
         Of its `Experts`; with biases for ``swiglu_oai``.
     formats
-        The formats of weights that are measured.
+        The formats of weights that are measured, or of `PAIRS`.
     """
 
     name: str
@@ -46,6 +46,9 @@ class Model:
     formats: tuple[str, ...] = ("bf16",)
 
 
+PAIRS = {"fp8_block": "fp8_block_128x128"}
+"""Formats of activations that are measured too, and of the weights beside them."""
+
 _GROUPED = "sigmoid_bias_grouped"
 MODELS = (
     Model("Qwen3-30B-A3B", 2048, 768, 128, 8),
@@ -53,11 +56,11 @@ MODELS = (
     Model("Mixtral-8x7B", 4096, 14336, 8, 2),
     Model(
         "DeepSeek-V3", 7168, 2048, 256, 8, _GROUPED, (("n_group", 8), ("topk_group", 4), ("scale", 2.5)),
-        formats=("fp8_block_128x128",),
+        formats=("fp8_block", "fp8_block_128x128"),
     ),
     Model("gpt-oss-120b", 2880, 2880, 128, 4, "topk_softmax", activation="swiglu_oai", formats=("mxfp4",)),
     Model("gpt-oss-20b", 2880, 2880, 32, 4, "topk_softmax", activation="swiglu_oai", formats=("mxfp4", "bf16")),
-    Model("Kimi-K2", 7168, 2048, 384, 8, _GROUPED, (("scale", 2.827),), formats=("fp8_block_128x128",)),
+    Model("Kimi-K2", 7168, 2048, 384, 8, _GROUPED, (("scale", 2.827),), formats=("fp8_block", "fp8_block_128x128")),
 )  # fmt: skip
 """The layers of models in use, in their own format, and in bf16 where torch's grouped products can be a peer."""
 
@@ -140,9 +143,10 @@ def _measure(
     if model.activation == "swiglu_oai":
         for name, width in (("bias13", 2 * model.inner), ("bias2", model.hidden)):
             biases[name] = torch.randn(model.experts, width, device="cuda", dtype=torch.bfloat16)
-    w13 = _weights(gates * model.inner, model.hidden, model, format)
-    w2 = _weights(model.hidden, model.inner, model, format)
-    layer = ws.Experts(w13, w2, activation=model.activation, **biases)
+    weights, activations = PAIRS.get(format, format), format if format in PAIRS else None
+    w13 = _weights(gates * model.inner, model.hidden, model, weights)
+    w2 = _weights(model.hidden, model.inner, model, weights)
+    layer = ws.Experts(w13, w2, activation=model.activation, format=activations, **biases)
     options = dict(model.options)
     if model.rule == _GROUPED:
         options["bias"] = torch.randn(model.experts, device="cuda") / 10

@@ -74,7 +74,7 @@ _ROUTE_PARAMS = _params(
 )
 _PERMUTE_PARAMS = _params(
     "ptr: ids num_tokens offsets rows positions counts zeros x a x_scales a_scales weights; i64: x_row; "
-    "u32: row_bytes scale_bytes pairs top_k expert_offset local_experts zero_words flags"
+    "u32: row_bytes scale_bytes scale_pitch pairs top_k expert_offset local_experts zero_words flags"
 )
 _ACTIVATION_PARAMS = _params("ptr: h act last_offset; u32: most_rows units activation; f32: alpha limit")
 _COMBINE_PARAMS = _params("ptr: y weights positions out; i64: out_row; u32: rows top_k units")

@@ -88,7 +88,7 @@ def _witnesses(a: str, format: str, name: str) -> tuple[Problem, ...]:
     if name in ("t64x128", "t128x64"):  # of more columns than those for which s32 has more blocks
         found = found._replace(dims=tuple((d, 8192 if d == "n" else size) for d, size in found.dims))
     if name == "t128x128" and a != "fp8_block":
-        dims = {**dict(found.dims), "m": 128, "batches": 8}
+        dims = {**dict(found.dims), "m": 256, "batches": 8}
         found = Problem.of("gemm", {**dict(found.fields), "mode": "grouped"}, dims)
     return (found,)
 
@@ -136,6 +136,7 @@ KERNEL = Kernel(
 
 _PLAIN = tuple(pair(a, b) for a, b in PAIRS if a != "fp8_block")
 _DENSE = (("mode", ("dense",)),)
+_GROUPED = (("format", _PLAIN), ("mode", ("grouped",)))
 
 
 def _rule(tile: str, *, m: int = 0, n: int = 0, fields: tuple[tuple[str, tuple[str, ...]], ...] = ()) -> Rule:
@@ -144,6 +145,10 @@ def _rule(tile: str, *, m: int = 0, n: int = 0, fields: tuple[tuple[str, tuple[s
 
 
 TUNING = (
+    _rule("s8", m=4, fields=_GROUPED),
+    _rule("s16", m=12, fields=_GROUPED),
+    _rule("t64x128", m=128, fields=_GROUPED),
+    _rule("t128x128", m=256, fields=_GROUPED),
     _rule("s8", m=8),
     _rule("s16", m=16),
     _rule("s32", m=32),

@@ -66,6 +66,11 @@ _NOT_PREPARED = (
 )
 
 
+_NO_DECODE = (
+    "layers of a few tokens have kernels of their own on 9.0 alone: elsewhere they are composed of grouped products"
+)
+
+
 def _no_gemm(a: str, b: str) -> str:
     """Why operands of these formats are not multiplied, and what to do."""
     if a == "fp8_block_128x128":
@@ -115,4 +120,8 @@ PROMISES = (
     *_rows("moe_permute", (NO_FORMAT,), _EVERYWHERE, "moe_permute"),
     *_rows("moe_activation", (NO_FORMAT,), _EVERYWHERE, "moe_activation"),
     *_rows("moe_combine", (NO_FORMAT,), _EVERYWHERE, "moe_combine"),
+    *_rows("moe_decode_up", (NO_FORMAT,), _SM90, "moe_decode_up"),
+    *_rows("moe_decode_down", (NO_FORMAT,), _SM90, "moe_decode_down"),
+    *_rows("moe_decode_up", (NO_FORMAT,), _except(_EVERYWHERE, _SM90), None, reason=_NO_DECODE),
+    *_rows("moe_decode_down", (NO_FORMAT,), _except(_EVERYWHERE, _SM90), None, reason=_NO_DECODE),
 )

@@ -7,7 +7,7 @@ the error of their arithmetic. Each launch runs twice and must give the same bit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ import numpy as np
 from warpsmith.catalog import fused_moe as module
 from warpsmith.catalog.spec import CubinId, Problem
 from warpsmith.evidence.cases import DTYPES
-from warpsmith.evidence.device import POISON, Array, Bench, Guarded
-from warpsmith.evidence.moe_cases import ActivationCase, CombineCase, MoeCase, RouteCase, SortCase
+from warpsmith.evidence.device import POISON, Array, Bench
+from warpsmith.evidence.moe_cases import ActivationCase, CombineCase, DecodeCase, MoeCase, RouteCase, SortCase
+from warpsmith.evidence.moe_decode import run_decode
+from warpsmith.evidence.moe_memory import Memory, differs, norm_error, twice
 from warpsmith.ops import moe_args as arguments
 from warpsmith.reference import moe
 from warpsmith.runtime.launch import PreparedKernel
@@ -33,63 +35,14 @@ def run_moe(bench: Bench, case: MoeCase, rng: np.random.Generator) -> Iterator[t
         yield from _run_sort(bench, case, rng)
     elif isinstance(case, ActivationCase):
         yield from _run_activation(bench, case, rng)
+    elif isinstance(case, DecodeCase):
+        yield from run_decode(bench, case, rng)
     else:
         yield from _run_combine(bench, case, rng)
 
 
-class _Memory:
-    """Device buffers of a case, by name."""
-
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-        self._held: dict[str, Guarded] = {}
-
-    def give(self, name: str, data: Array | None) -> int:
-        """Upload an array; its address, 0 for none."""
-        if data is None or not data.nbytes:
-            return 0
-        self._held[name] = Guarded(self._bench, data.nbytes, data.tobytes())
-        return self._held[name].pointer
-
-    def make(self, name: str, nbytes: int) -> int:
-        """A poisoned output; its address."""
-        self._held[name] = Guarded(self._bench, nbytes)
-        return self._held[name].pointer
-
-    def take(self, name: str, dtype: Any) -> Array:
-        """The contents of an output."""
-        return self._held[name].read()[0].view(dtype)
-
-    def broken(self) -> str:
-        """What was written outside of the buffers."""
-        wrong = [name for name, buffer in self._held.items() if not buffer.read()[1]]
-        return f"wrote outside of {', '.join(wrong)}" if wrong else ""
-
-    def close(self) -> None:
-        """Free all."""
-        for buffer in self._held.values():
-            buffer.close()
-
-
 def _kernel(bench: Bench, operation: str, fields: dict[str, str], dims: dict[str, int]) -> PreparedKernel:
     return next(iter(bench.kernels(Problem.of(operation, fields, dims)).values()))
-
-
-def _twice(bench: Bench, memory: _Memory, launches: Sequence[Any], names: Sequence[str]) -> str:
-    """Run launches twice; says whether outputs differ."""
-    seen = []
-    for _ in range(2):
-        for kernel, grid, args in launches:
-            kernel.launch(grid, args, bench.stream.handle)
-        bench.stream.synchronize()
-        seen.append([memory.take(name, np.uint8).tobytes() for name in names])
-    return "" if seen[0] == seen[1] else "two runs gave different bits"
-
-
-def _differs(name: str, got: Array, want: Array) -> str:
-    if np.array_equal(got, want):
-        return ""
-    return f"{name}: {int((got != want).sum())} of {want.size} differ from the reference"
 
 
 def _logits(case: RouteCase, rng: np.random.Generator) -> Array:
@@ -104,7 +57,7 @@ def _logits(case: RouteCase, rng: np.random.Generator) -> Array:
 
 
 def _run_route(bench: Bench, case: RouteCase, rng: np.random.Generator) -> Iterator[tuple[CubinId, str, float]]:
-    logits, memory, shape = _logits(case, rng), _Memory(bench), (case.tokens, case.top_k)
+    logits, memory, shape = _logits(case, rng), Memory(bench), (case.tokens, case.top_k)
     bias = rng.standard_normal(case.experts).astype(np.float32) / 3 if case.biased else None
     options: dict[str, Any] = {"n_group": case.n_group, "topk_group": case.topk_group, "scale": 2.5}
     ids, weights = moe.route(logits, case.top_k, case.rule, bias=bias, **options)
@@ -124,8 +77,8 @@ def _run_route(bench: Bench, case: RouteCase, rng: np.random.Generator) -> Itera
         names |= {"offsets": offsets.nbytes, "rows": 4 * ids.size, "positions": 4 * ids.size}
     outputs = [memory.make(name, size) for name, size in names.items()]
     args = (*inputs, *outputs, *(0,) * (5 - len(outputs)), *launch.tail)
-    problems = [_twice(bench, memory, [(kernel, launch.grid, args)], list(names)), memory.broken()]
-    problems.append(_differs("ids", memory.take("ids", np.int32).reshape(shape), ids))
+    problems = [twice(bench, memory, [(kernel, launch.grid, args)], list(names)), memory.broken()]
+    problems.append(differs("ids", memory.take("ids", np.int32).reshape(shape), ids))
     got = memory.take("weights", np.float32).astype(np.float64).reshape(shape)
     error = _relative(got, weights)
     problems.append("" if error <= _WEIGHT_LIMIT else f"weights: relative error {error:.2e}")
@@ -143,11 +96,11 @@ def _relative(got: Array, want: Array) -> float:
     return float((np.abs(got - want)[known] / np.maximum(np.abs(want)[known], 1e-12)).max(initial=0.0))
 
 
-def _misplaced(memory: _Memory, offsets: Array, rows: Array, positions: Array) -> list[str]:
+def _misplaced(memory: Memory, offsets: Array, rows: Array, positions: Array) -> list[str]:
     return [
-        _differs("offsets", memory.take("offsets", np.int32), offsets),
-        _differs("rows", memory.take("rows", np.int32)[: len(rows)], rows),
-        _differs("positions", memory.take("positions", np.int32), positions),
+        differs("offsets", memory.take("offsets", np.int32), offsets),
+        differs("rows", memory.take("rows", np.int32)[: len(rows)], rows),
+        differs("positions", memory.take("positions", np.int32), positions),
     ]
 
 
@@ -164,7 +117,7 @@ def _ids(case: SortCase, rng: np.random.Generator) -> Array:
 
 
 def _run_sort(bench: Bench, case: SortCase, rng: np.random.Generator) -> Iterator[tuple[CubinId, str, float]]:
-    ids, memory, pairs = _ids(case, rng), _Memory(bench), case.tokens * case.top_k
+    ids, memory, pairs = _ids(case, rng), Memory(bench), case.tokens * case.top_k
     kind = DTYPES[case.scaled or "bf16"]
     x = rng.standard_normal((case.tokens, case.hidden)).astype(kind)
     scales = rng.integers(0, 256, (case.tokens, case.scale_bytes), np.uint8)
@@ -177,6 +130,7 @@ def _run_sort(bench: Bench, case: SortCase, rng: np.random.Generator) -> Iterato
     sizes: dict[str, Any] = {
         "top_k": case.top_k, "experts": case.experts, "expert_offset": case.offset, "zeros": 37,
         "x_row": 2 * case.hidden, "row": 2 * case.hidden, "scales": case.scale_bytes, "fp16": case.scaled == "fp16",
+        "pitch": pairs + 3 if case.m_major else 0,
     }  # fmt: skip
     given = memory.give("ids", ids), memory.give("num_tokens", count)
     inputs = memory.give("x", x), memory.give("x_scales", scales), memory.give("weights", weights)
@@ -185,7 +139,10 @@ def _run_sort(bench: Bench, case: SortCase, rng: np.random.Generator) -> Iterato
         memory.make(n, size) for n, size in (("offsets", offsets.nbytes), ("rows", 4 * pairs), ("positions", 4 * pairs))
     ]
     counts, zeros = memory.make("counts", 4 * chunks * case.experts), memory.make("zeros", 4 * 37)
-    a, a_scales = memory.make("a", 2 * pairs * case.hidden), memory.make("a_scales", max(pairs * case.scale_bytes, 1))
+    a, a_scales = (
+        memory.make("a", 2 * pairs * case.hidden),
+        memory.make("a_scales", max((pairs + 3) * case.scale_bytes, 1)),
+    )
     kernel = _kernel(bench, "moe_permute", {}, {"pairs": pairs})
     counter = _kernel(bench, "moe_count", {}, {"pairs": pairs})
     first = arguments.permute_launch(pairs, counts=True, **sizes)
@@ -197,7 +154,7 @@ def _run_sort(bench: Bench, case: SortCase, rng: np.random.Generator) -> Iterato
         launches = [(kernel, second.grid, args)]
         if with_counts:
             launches.insert(0, (counter, first.grid, (*given, *made, counts, *beside, *first.tail)))
-        problems = [_twice(bench, memory, launches, names), memory.broken()]
+        problems = [twice(bench, memory, launches, names), memory.broken()]
         problems += _misplaced(memory, offsets, rows, positions)
         if memory.take("zeros", np.uint8).any():
             problems.append("zeros are not 0")
@@ -208,26 +165,30 @@ def _run_sort(bench: Bench, case: SortCase, rng: np.random.Generator) -> Iterato
 
 
 def _misgathered(
-    case: SortCase, memory: _Memory, x: Array, scales: Array, weights: Array | None, rows: Array
+    case: SortCase, memory: Memory, x: Array, scales: Array, weights: Array | None, rows: Array
 ) -> list[str]:
     want = x[rows // case.top_k]
     if weights is not None:
         want = (want.astype(np.float32) * weights.reshape(-1)[rows, None]).astype(x.dtype)
     got = memory.take("a", np.uint8)
     used = want.nbytes
-    problems = [_differs("gathered rows", got[:used], np.ascontiguousarray(want).view(np.uint8).reshape(-1))]
+    problems = [differs("gathered rows", got[:used], np.ascontiguousarray(want).view(np.uint8).reshape(-1))]
     if (got[used:] != POISON).any():
         problems.append("wrote rows that belong to no expert")
-    if case.scale_bytes:
+    if case.m_major:
+        blocks = memory.take("a_scales", np.uint32).reshape(case.scale_bytes // 4, -1)
+        wanted = np.ascontiguousarray(scales[rows // case.top_k]).view(np.uint32).T
+        problems.append(differs("gathered scales", blocks[:, : len(rows)], wanted))
+    elif case.scale_bytes:
         wanted = scales[rows // case.top_k].reshape(-1)
-        problems.append(_differs("gathered scales", memory.take("a_scales", np.uint8)[: wanted.size], wanted))
+        problems.append(differs("gathered scales", memory.take("a_scales", np.uint8)[: wanted.size], wanted))
     return problems
 
 
 def _run_activation(
     bench: Bench, case: ActivationCase, rng: np.random.Generator
 ) -> Iterator[tuple[CubinId, str, float]]:
-    kind, memory = DTYPES[case.dtype], _Memory(bench)
+    kind, memory = DTYPES[case.dtype], Memory(bench)
     gates = 1 if case.activation in module.UNGATED else 2
     h = (rng.standard_normal((case.most, gates * case.inner)) * 4).astype(kind)
     h[: case.rows : 7, 3] = np.nan
@@ -238,18 +199,18 @@ def _run_activation(
     act = memory.make("act", 2 * case.most * case.inner)
     rows = memory.give("rows", np.array([case.rows], np.int32))
     args = (memory.give("h", h), act, rows, *launch.tail)
-    problems = [_twice(bench, memory, [(kernel, launch.grid, args)], ["act"]), memory.broken()]
+    problems = [twice(bench, memory, [(kernel, launch.grid, args)], ["act"]), memory.broken()]
     got = memory.take("act", kind).reshape(case.most, case.inner)
     if (np.ascontiguousarray(got[case.rows :]).view(np.uint8) != POISON).any():
         problems.append("wrote rows that do not exist")
-    error = _norm_error(got[: case.rows].astype(np.float64), want)
+    error = norm_error(got[: case.rows].astype(np.float64), want)
     problems.append("" if error <= LIMITS[case.dtype] else f"error {error:.2e}")
     memory.close()
     yield kernel.cubin, "; ".join(p for p in problems if p), error
 
 
 def _run_combine(bench: Bench, case: CombineCase, rng: np.random.Generator) -> Iterator[tuple[CubinId, str, float]]:
-    kind, memory, pairs = DTYPES[case.dtype], _Memory(bench), case.tokens * case.top_k
+    kind, memory, pairs = DTYPES[case.dtype], Memory(bench), case.tokens * case.top_k
     rows = max(pairs - 2, 1)
     y = rng.standard_normal((rows, case.hidden)).astype(kind)
     weights = rng.random((case.tokens, case.top_k)).astype(np.float32)
@@ -265,17 +226,8 @@ def _run_combine(bench: Bench, case: CombineCase, rng: np.random.Generator) -> I
         memory.make("out", 2 * case.tokens * case.hidden),
         *launch.tail,
     )
-    problems = [_twice(bench, memory, [(kernel, launch.grid, args)], ["out"]), memory.broken()]
-    error = _norm_error(memory.take("out", kind).astype(np.float64).reshape(want.shape), want)
+    problems = [twice(bench, memory, [(kernel, launch.grid, args)], ["out"]), memory.broken()]
+    error = norm_error(memory.take("out", kind).astype(np.float64).reshape(want.shape), want)
     problems.append("" if error <= LIMITS[case.dtype] else f"error {error:.2e}")
     memory.close()
     yield kernel.cubin, "; ".join(p for p in problems if p), error
-
-
-def _norm_error(got: Array, want: Array) -> float:
-    """‖got − want‖ / ‖want‖ over what is a number; NaN must meet NaN."""
-    if not np.array_equal(np.isnan(got), np.isnan(want)):
-        return float("inf")
-    difference, size = np.nan_to_num(got - want), np.nan_to_num(want)
-    norm = float(np.linalg.norm(size))
-    return float(np.linalg.norm(difference)) / norm if norm else float(np.linalg.norm(difference))

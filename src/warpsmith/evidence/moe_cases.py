@@ -46,6 +46,7 @@ class SortCase:
     hidden: int = 0
     scale_bytes: int = 0
     scaled: str = ""
+    m_major: bool = False
     counted: int | None = None
 
     operation = "moe_permute"
@@ -77,7 +78,32 @@ class CombineCase:
     operation = "moe_combine"
 
 
-MoeCase = RouteCase | SortCase | ActivationCase | CombineCase
+@dataclass(frozen=True)
+class DecodeCase:
+    """A layer of a few tokens; `local` experts from `offset` on are here, and there are `bias`es of a type, or none."""
+
+    dtype: str
+    tokens: int
+    top_k: int
+    experts: int
+    hidden: int
+    inner: int
+    logits: str = "fp32"
+    rule: str = "topk_softmax"
+    activation: str = "swiglu"
+    bias: str = ""
+    local: int = 0
+    offset: int = 0
+    counted: int | None = None
+
+    operation = "moe_decode_up"
+
+    def __post_init__(self) -> None:
+        """All experts are here unless some are named."""
+        object.__setattr__(self, "local", self.local or self.experts)
+
+
+MoeCase = RouteCase | SortCase | ActivationCase | CombineCase | DecodeCase
 
 
 def route_cases() -> Iterator[RouteCase]:
@@ -117,6 +143,8 @@ def sort_cases() -> Iterator[SortCase]:
     for scaled in ("", *PLAIN):
         for scale_bytes in (0, 4, 5):
             yield SortCase(70, 3, 8, 0, "uniform", 1000, 0 if scaled else scale_bytes, scaled)
+    for tokens in (1, 7, 200):
+        yield SortCase(tokens, 5, 8, 0, "uniform", 1000, 148, m_major=True)
 
 
 def activation_cases() -> Iterator[ActivationCase]:
@@ -135,9 +163,21 @@ def combine_cases() -> Iterator[CombineCase]:
         yield CombineCase(dtype, 9, 1, 64, weighted=False)
 
 
+def decode_cases() -> Iterator[DecodeCase]:
+    """The cases of the kernels for a few tokens."""
+    for dtype in PLAIN:
+        for tokens in (1, 2, 3, 8):
+            yield DecodeCase(dtype, tokens, 8, 64, 256, 96, "bf16", "softmax_topk_renormalize")
+            yield DecodeCase(dtype, tokens, 4, 12, 1032, 40, "fp16", activation="swiglu_oai", bias=dtype)
+            yield DecodeCase(dtype, tokens, 3, 40, 64, 72, rule="sigmoid_bias_grouped", local=9, offset=20, bias="fp32")
+            yield DecodeCase(dtype, tokens, 16, 512, 40, 8, rule="softmax_topk", activation="geglu")
+            yield DecodeCase(dtype, tokens, 2, 3, 8, 520, activation="geglu_tanh", counted=tokens - 1)
+
+
 def all_moe_cases() -> Iterator[MoeCase]:
     """Every case of the module."""
     yield from route_cases()
     yield from sort_cases()
     yield from activation_cases()
     yield from combine_cases()
+    yield from decode_cases()

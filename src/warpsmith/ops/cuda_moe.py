@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The MoE operations on torch CUDA tensors: check once, plan once, launch many.
 
-A layer is route → sort and gather → grouped product → activation → grouped product → weighted sum, one launch each. All
+A layer is route → sort and gather → grouped product → activation → grouped product → weighted sum, one launch each, or
+for a few tokens two launches (`cuda_moe_decode`). All
 between x and the result lies in one workspace; what split products need besides is one more piece of memory. Which
 tokens an expert gets is known on the device alone, so that grids are made for the most there could be.
 """
@@ -14,6 +15,7 @@ import torch
 
 from warpsmith.errors import InvalidArgumentError
 from warpsmith.ops import cuda_gemm
+from warpsmith.ops import cuda_moe_decode as decode
 from warpsmith.ops import moe_args as arguments
 from warpsmith.ops.cuda import _remember as remember
 from warpsmith.ops.cuda_moe_plan import (
@@ -30,7 +32,7 @@ from warpsmith.ops.moe_checks import check_choice, check_layer, check_logits, ch
 from warpsmith.ops.moe_types import Experts, Routing
 
 _current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # a CPU build of torch has none
-_plans: dict[tuple[Any, ...], Plan] = {}
+_plans: dict[tuple[Any, ...], Plan | decode.DecodePlan] = {}
 _steps: dict[tuple[Any, ...], Any] = {}
 
 
@@ -148,7 +150,8 @@ def fused(
         if fits[0] is not x or fits[1] is not logits:
             given = (ids, weights, expert_offset, num_tokens, out, workspace)
             return fused(fits[0], fits[1], experts, routing, *given)
-        plan = make_plan(x, logits, experts, routing, top_k, expert_offset)
+        plan = decode.decode_plan(x, logits, experts, routing, expert_offset)
+        plan = plan or make_plan(x, logits, experts, routing, top_k, expert_offset)
         if workspace is not None:
             _check_workspace(workspace, x, plan.at.total)
         remember(_plans, key, plan)
@@ -164,8 +167,12 @@ def fused(
             extra = scratch.data_ptr()
     bias = 0 if routing is None else _pointer(routing.bias)
     chosen = (0, 0) if ids is None else (ids.data_ptr(), weights.data_ptr())
-    sources = x.data_ptr(), _pointer(logits), bias, _pointer(num_tokens), *chosen
-    _launch(plan, lies, sources, made.data_ptr(), base, extra, _current_stream(x.get_device()))
+    sources = x.data_ptr(), _pointer(logits), bias, _pointer(num_tokens)
+    stream = _current_stream(x.get_device())
+    if isinstance(plan, decode.DecodePlan):
+        decode.launch(plan, lies, sources, made.data_ptr(), base, stream)
+    else:
+        _launch(plan, lies, (*sources, *chosen), made.data_ptr(), base, extra, stream)
     return made
 
 

@@ -151,11 +151,12 @@ def combine_step(dtype: str, tokens: int, rows: int, top_k: int, hidden: int, de
 def _quantize_step(
     operation: str, format: str, input: str, m: int, k: int, row: int, groups: quantizing.Groups, device: int
 ) -> Step:
-    """Quantize rows [m, k] with linear scales, or SwiGLU of rows [m, 2·k]; `row` is the stride in elements."""
-    fields = {"format": format, "input": input, "layout": LINEAR}
+    """Quantize rows [m, k], or SwiGLU of rows [m, 2·k]; `row` is the stride in elements. Sorted rows are in groups."""
+    layout = arguments.scale_layout(format) if groups.number else LINEAR
+    fields = {"format": format, "input": input, "layout": layout}
     kernel = runtime().prepare(Problem.of(operation, fields, {"m": m, "k": k}), device)
     launch = quantizing.quantize_launch(
-        format, input, layout=LINEAR, passes=cuda.passes(kernel), m=m, k=k, row_stride=row, groups=groups, flat=False
+        format, input, layout=layout, passes=cuda.passes(kernel), m=m, k=k, row_stride=row, groups=groups, flat=False
     )
     return Step(kernel, launch.grid, launch.tail)
 
@@ -170,7 +171,8 @@ def _product(
     """A grouped product of `layer.pairs` rows at most."""
     fmt = format_of(w, "w")
     several = scale is not None and scale.numel() > 1
-    left = products.Operand(a, products.row_bytes(a, k), 0, LINEAR, 0, several)
+    scales = arguments.scale_layout(a) if layer.format else LINEAR
+    left = products.Operand(a, products.row_bytes(a, k), 0, scales, 0, several)
     right, _ = cuda_gemm.operand_of(w, fmt, n, k, w)
     kind = "" if bias is None else OUT_NAMES[dtype_name(bias)]
     output = products.Output(out, 2 * n, 0, kind, 0 if bias is None else n * bias.element_size())
@@ -223,6 +225,7 @@ def make_plan(
         x_row=row if early else 2 * x.stride(0),
         row=row,
         scales=arguments.scale_bytes(early, layer.hidden),
+        pitch=arguments.scale_pitch(early, layer.pairs),
         zeros=words,
         fp16=name == "fp16",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from warpsmith.catalog.formats import FORMATS
+from warpsmith.catalog.formats import FORMATS, M_MAJOR
 from warpsmith.errors import InvalidArgumentError
 
 CHUNK = 512
@@ -21,6 +21,7 @@ _COMBINE_THREADS = 128
 _ALIGNED = 256
 _MOST_PAIRS = 1 << 31
 _GATHER_BLOCKS = 264
+_PITCH = 4
 
 
 class Layer(NamedTuple):
@@ -94,6 +95,16 @@ def scale_bytes(format: str, columns: int) -> int:
     return columns // FORMATS[format].block[1] * FORMATS[format].scale_bytes if format else 0
 
 
+def scale_layout(format: str) -> str:
+    """How the scales of sorted rows lie: as the fastest products read them, where experts need no padding for it."""
+    return FORMATS[format].layouts[-1 if M_MAJOR in FORMATS[format].layouts else 0]
+
+
+def scale_pitch(format: str, rows: int) -> int:
+    """Rows from one block of 128 columns to the next where scales are m_major; 0 where they are linear."""
+    return -(-rows // _PITCH) * _PITCH if format and scale_layout(format) == M_MAJOR else 0
+
+
 def buffers(layer: Layer) -> Buffers:
     """Lay the buffers of a call out; their sizes never fall as tokens grow.
 
@@ -108,6 +119,7 @@ def buffers(layer: Layer) -> Buffers:
             f"{layer.tokens} tokens of {layer.top_k} experts are too many for one call; expected fewer than 2^31 "
             "pairs, and fewer than 2^35 elements between the products"
         )
+    scale_rows = scale_pitch(f, pairs) or pairs
     counted = layer.chunks if layer.chunks > COUNTED_CHUNKS else 0
     sizes: dict[str, int] = {
         "ids": 4 * pairs,
@@ -119,10 +131,10 @@ def buffers(layer: Layer) -> Buffers:
         "codes": layer.tokens * row_bytes(f, layer.hidden) if f else 0,
         "x_scales": layer.tokens * scale_bytes(f, layer.hidden),
         "a": pairs * 2 * layer.hidden,
-        "a_scales": pairs * scale_bytes(f, layer.hidden),
+        "a_scales": scale_rows * scale_bytes(f, layer.hidden),
         "h": pairs * 2 * layer.gates * layer.inner,
         "act": pairs * row_bytes(f, layer.inner),
-        "act_scales": pairs * scale_bytes(f, layer.inner),
+        "act_scales": scale_rows * scale_bytes(f, layer.inner),
         "plain": pairs * 2 * max(layer.inner, layer.hidden) if f else 0,
     }
     starts: dict[str, int] = {}
@@ -172,6 +184,7 @@ def permute_launch(
     x_row: int = 0,
     row: int = 0,
     scales: int = 0,
+    pitch: int = 0,
     zeros: int = 0,
     fp16: bool = False,
     counts: bool = False,
@@ -180,12 +193,13 @@ def permute_launch(
 
     Pointers are ``ids, num_tokens, offsets, rows, positions, counts, zeros, x, a, x_scales, a_scales, weights``. `row`
     and `scales` are the bytes of a row and of its scales, `x_row` those between rows of x; 0 if nothing is gathered.
+    `pitch` is that of sorted scales that are m_major.
     """
     chunks = -(-pairs // CHUNK)
     share = 1
     if row and not counts:  # a warp a row while there are few, and enough blocks for every multiprocessor
         share = max(1, min(_GATHER_BLOCKS // chunks, -(-min(pairs, CHUNK) // (CHUNK // 32))))
-    tail = (x_row, row, scales, pairs, top_k, expert_offset, experts, zeros, ROWS_FP16 if fp16 else 0)
+    tail = (x_row, row, scales, pitch, pairs, top_k, expert_offset, experts, zeros, ROWS_FP16 if fp16 else 0)
     return Launch((chunks, share, 1), tail)
 
 

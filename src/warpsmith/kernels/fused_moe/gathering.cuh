@@ -17,7 +17,7 @@ struct Gathering {
   u8* a_scales;
   const float* weights;
   i64 x_row;
-  u32 row_bytes, scale_bytes, top_k, flags;
+  u32 row_bytes, scale_bytes, scale_pitch, top_k, flags;
 
   WS_DEVICE u32 scaled(u32 pair, float weight) const {
     float low, high;
@@ -58,6 +58,13 @@ struct Gathering {
     }
   }
 
+  // m_major: the rows' fp32 scales of 128 columns follow each other.
+  WS_DEVICE void scatter_scales(const u8* from, u32 place) const {
+    for (u32 i = threadIdx.x % 32; i < scale_bytes / 4; i += 32) {
+      reinterpret_cast<u32*>(a_scales)[static_cast<u64>(i) * scale_pitch + place] = reinterpret_cast<const u32*>(from)[i];
+    }
+  }
+
   // `places` are the sorted rows of the pairs from `first` on, ~0 for none.
   WS_DEVICE void run(const u32* places, u32 first, u32 count) const {
     const u32 warps = blockDim.x / 32 * gridDim.y;
@@ -69,7 +76,9 @@ struct Gathering {
       if (!scale_bytes) continue;
       const u8* const from = x_scales + static_cast<u64>(token) * scale_bytes;
       u8* const to = a_scales + static_cast<u64>(place) * scale_bytes;
-      if (scale_bytes % 4 == 0) {
+      if (scale_pitch) {
+        scatter_scales(from, place);
+      } else if (scale_bytes % 4 == 0) {
         copy_words<u32>(from, to);
       } else {
         copy_words<u8>(from, to);

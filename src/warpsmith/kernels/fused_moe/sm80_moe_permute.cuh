@@ -32,12 +32,12 @@ WS_DEVICE void count_own_chunk(SortShared& s, const Pairs& pairs, u32* counts) {
 }  // namespace ws
 
 // May be null: num_tokens, counts, zeros (words set to 0 for who comes next), x and a (nothing is gathered), x_scales
-// and a_scales, weights (which multiply the rows of x).
+// and a_scales, weights (which multiply the rows of x). With a `scale_pitch` a_scales is m_major.
 extern "C" __global__ void __launch_bounds__(ws::kChunk)
 ws_moe_permute(const int* ids, const int* num_tokens, int* offsets, int* rows, int* positions, unsigned* counts,
                unsigned* zeros, const void* x, void* a, const void* x_scales, void* a_scales, const float* weights,
-               long long x_row, unsigned row_bytes, unsigned scale_bytes, unsigned pairs, unsigned top_k,
-               unsigned expert_offset, unsigned local_experts, unsigned zero_words, unsigned flags) {
+               long long x_row, unsigned row_bytes, unsigned scale_bytes, unsigned scale_pitch, unsigned pairs,
+               unsigned top_k, unsigned expert_offset, unsigned local_experts, unsigned zero_words, unsigned flags) {
   using namespace ws;
   __shared__ SortShared shared;
   wait_for_predecessor();
@@ -61,7 +61,8 @@ ws_moe_permute(const int* ids, const int* num_tokens, int* offsets, int* rows, i
   places[threadIdx.x] = row;
   __syncthreads();
   const Gathering g{static_cast<const u8*>(x), static_cast<u8*>(a), static_cast<const u8*>(x_scales),
-                    static_cast<u8*>(a_scales), weights, x_row, row_bytes, scale_bytes, top_k, flags};
+                    static_cast<u8*>(a_scales), weights, x_row, row_bytes, scale_bytes, scale_pitch, top_k,
+                    flags};
   g.run(places, chunk * kChunk, min(kChunk, pairs - chunk * kChunk));
 #endif
 }
