@@ -192,6 +192,8 @@ class Variant:
         What its SASS must hold.
     tolerance
         Relative error that its sums may have: more than fp32's where the tensor cores add in fewer bits.
+    activations
+        Those of the product that its epilogue computes, for a problem of the operation `gemm`.
     """
 
     name: str
@@ -201,6 +203,7 @@ class Variant:
     tile: str = "default"
     instructions: tuple[Instructions, ...] = ()
     tolerance: float = 0.0
+    activations: tuple[str, ...] = ()
 
     def mismatch(self, problem: Problem) -> str | None:
         """Why the variant does not compute the problem, or None if it does."""
