@@ -161,3 +161,26 @@ def test_other_rows_of_a_grouped_result_are_kept(monkeypatch: pytest.MonkeyPatch
     out = torch.ones(2, 3, 16, dtype=torch.float16)
     cuda.grouped(a.reshape(2, 3, 64), b, None, torch.tensor([1, 3]), None, None, out, SWIGLU)
     assert out[..., 0].tolist() == [[0, 1, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(("name", "kind", "fused"), [("swiglu", "bf16", True), ("geglu", "bf16", False),
+                                                     ("swiglu", "mxfp8", False), ("relu2", "bf16", True)])  # fmt: skip
+def test_a_layer_activates_in_its_first_product_where_the_kernel_can(
+    monkeypatch: pytest.MonkeyPatch, name: str, kind: str, fused: bool
+) -> None:
+    from warpsmith.ops import cuda_moe_plan
+
+    cuda, notes = without_device(monkeypatch), Notes()
+    for module in (cuda, cuda_moe_plan):
+        monkeypatch.setattr(module, "runtime", lambda: notes)
+    x, w13 = torch.zeros(300, 64, dtype=torch.bfloat16), torch.zeros(2, rows_of(name, 32), 64, dtype=torch.bfloat16)
+    w2, bias = torch.zeros(2, 64, 32, dtype=torch.bfloat16), torch.zeros(2, rows_of(name, 32))
+    if kind != "bf16":
+        w13, w2 = ws.quantize(w13, kind), ws.quantize(w2, kind)
+    layer = ws.Experts(w13, w2, activation=name, bias13=bias)
+    plan = cuda_moe_plan.make_plan(x, torch.zeros(300, 2), layer, ws.Routing("topk_softmax", 1), 1, 0)
+    assert (plan.first_activates, plan.activate is None) == (fused, fused)
+    if fused:
+        tail = dict(zip((p.name for p in KERNEL.params[12:]), plan.first.launch.tail, strict=True))
+        assert (tail["n"], tail["d_row"], tail["bias_batch"]) == (rows_of(name, 32), 64, 4 * rows_of(name, 32))
+        assert tail["flags"] >> ACTIVATION_SHIFT == {"swiglu": 3, "relu2": 2}[name]
