@@ -69,7 +69,7 @@ def encode(driver: Any, device: int, address: int, spec: MapSpec) -> bytes:  # n
     """A tensor map that the emulated kernels understand."""
     assert address % 16 == spec.row_stride % 16 == spec.batch_stride % 16 == 0
     assert min(spec) >= 0
-    return struct.pack("8q", address, *spec).ljust(NBYTES, b"\0")
+    return struct.pack("8q?", address, *spec).ljust(NBYTES, b"\0")
 
 
 def launch_maps(variant: str, grid: tuple[int, int, int], values: tuple[Any, ...]) -> None:
@@ -85,7 +85,7 @@ def launch_maps(variant: str, grid: tuple[int, int, int], values: tuple[Any, ...
         address, *numbers = struct.unpack_from("8q", p.pop(f"{name}_map"))
         spec, bits = MapSpec(*numbers), FORMATS[format].element_bits
         assert spec[:3] == (p["k"] * bits // 8, rows, batches)
-        assert spec[5:] == (tile.k * bits // 8, box_rows)
+        assert spec[5:] == (tile.k * bits // 8, box_rows, False)
         p |= {name: address, f"{name}_row": spec.row_stride, f"{name}_batch": spec.batch_stride}
     splits, units = p["splits"], -(-p["k"] // max(tile.k, 128))
     columns = -(-p["n"] // tile.n)

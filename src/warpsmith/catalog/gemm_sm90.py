@@ -11,7 +11,7 @@ from typing import NamedTuple
 from warpsmith.arch import Capability
 from warpsmith.catalog.fp4_gemm import PARAMS
 from warpsmith.catalog.gemm import MODULE, TILED_LAYOUT, witness
-from warpsmith.catalog.spec import Instructions, Kernel, Problem, Variant, pair
+from warpsmith.catalog.spec import Instructions, Kernel, Param, Problem, Variant, pair
 from warpsmith.tuning import Bound, Rule
 from warpsmith.tuning.splits import SplitRule
 
@@ -21,6 +21,12 @@ PAIRS = (("bf16", "bf16"), ("fp16", "fp16"), ("fp8_block", "fp8_block_128x128"))
 
 FP8_TOLERANCE = 1e-3
 """The FP8 tensor cores of 9.0 add 128 products in fewer bits than fp32 has: ``docs/numerics.md``."""
+
+
+ACTIVATIONS = ("swiglu", "swiglu_oai", "geglu_tanh", "relu2")
+"""What the epilogue computes of 16-bit operands: all but geglu, whose erf is too long to be there."""
+GATE_PARAMS = ("gate_slope", "gate_cube", "gate_limit", "up_offset")
+"""Of g · sigmoid(g · (slope + cube · g²)) · (u + offset), with g at most the limit and u within it."""
 
 
 class Tile(NamedTuple):
@@ -117,6 +123,7 @@ def _variant(a: str, b: str, name: str) -> Variant:
         witnesses=_witnesses(a, format, name),
         tile=name,
         instructions=(Instructions((_MMA[a], *_LOADS), CAPABILITIES, "a"),),
+        activations=() if a == "fp8_block" else ACTIVATIONS,
         tolerance=FP8_TOLERANCE if a == "fp8_block" else 0.0,
     )
 
@@ -128,7 +135,7 @@ KERNEL = Kernel(
     source="gemm/sm90_gemm.cuh",
     entry="ws_sm90_gemm",
     capabilities=CAPABILITIES,
-    params=PARAMS,
+    params=(*PARAMS, *(Param(name, "f32") for name in GATE_PARAMS)),
     variants=tuple(_variant(a, b, name) for a, b in PAIRS for name in (FP8_TILES if a == "fp8_block" else TILES)),
     feature="a",
 )

@@ -195,6 +195,8 @@ class Variant:
     limits
         Sizes that it computes, the same for all tiles of a kernel and a format; kernels behind it in the catalog
         compute the others. Empty: all.
+    activations
+        Those of the product that its epilogue computes, for a problem of the operation `gemm`.
     """
 
     name: str
@@ -205,6 +207,7 @@ class Variant:
     instructions: tuple[Instructions, ...] = ()
     tolerance: float = 0.0
     limits: tuple[Bound, ...] = ()
+    activations: tuple[str, ...] = ()
 
     def mismatch(self, problem: Problem) -> str | None:
         """Why the variant does not compute the problem, or None if it does."""

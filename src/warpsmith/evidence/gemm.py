@@ -3,8 +3,7 @@
 
 Operands are random codes and scales, decoded exactly by the reference; the measure and its limits are those of
 ``docs/numerics.md``. Padding of scales and rows is filled with what would show: 0xFF, which is NaN as a scale, and
-0xAB. The
-launches are in ``evidence/gemm_launches.py``.
+0xAB. The launches are in ``evidence/gemm_launches.py``.
 """
 
 from __future__ import annotations
@@ -34,11 +33,14 @@ from warpsmith.catalog.spec import pair
 from warpsmith.evidence.cases import DTYPES
 from warpsmith.evidence.device import Array
 from warpsmith.ops import gemm_args as arguments
+from warpsmith.ops.gemm_activation import Activation, activation_of
 from warpsmith.reference import layouts
+from warpsmith.reference.moe import activate
 
 KINDS = ("outliers", "zeros", "largest", "subnormal", "not_finite")
 """Adversarial operands; ``cancelling`` is one more for pairs of plain ones, and ``normal`` is what the rest have."""
 LIMITS = {"bf16": 3e-3, "fp16": 4e-4}
+_STEEPEST = 4.0  # what an activation may make of a relative error, its own in fp32 included
 _ROW_PADDING = 0xAB
 _SCALE_PADDING = 0xFF
 
@@ -73,6 +75,8 @@ class GemmCase:
         As a problem names it.
     prepared
         Whether B's elements are packed by `reference.pack_codes`.
+    activation
+        Of the product, for the kernels that have it in their epilogue; with a gate, n is twice D's columns.
     """
 
     a: str
@@ -94,6 +98,7 @@ class GemmCase:
     scale_each: bool = False
     path: str = DEFAULT_PATH
     prepared: bool = False
+    activation: str = ""
 
     @property
     def operation(self) -> str:
@@ -115,6 +120,16 @@ class GemmCase:
         return LINEAR_LAYOUT if linear else TILED_LAYOUT
 
     @property
+    def epilogue(self) -> Activation | None:
+        """The activation, with gpt-oss's numbers."""
+        return activation_of(self.activation or None, 1.702, 7.0)
+
+    @property
+    def columns(self) -> int:
+        """Of D."""
+        return self.n if self.epilogue is None else self.epilogue.columns(self.n)
+
+    @property
     def size(self) -> arguments.Size:
         """What is multiplied."""
         return arguments.Size(self.mode, self.m, self.n, self.k, self.batches)
@@ -122,7 +137,11 @@ class GemmCase:
     def __str__(self) -> str:
         flags = [f for f in ("tiled_a", "tiled_b", "wide", "scale_each", "prepared") if getattr(self, f)]
         flags += [self.path] if self.path != DEFAULT_PATH else []
-        extra = [f"{f}={getattr(self, f)}" for f in ("bias", "splits", "padding") if getattr(self, f) not in ("", 0, 1)]
+        extra = [
+            f"{f}={getattr(self, f)}"
+            for f in ("bias", "splits", "padding", "activation")
+            if getattr(self, f) not in ("", 0, 1)
+        ]
         shape = f"{self.batches}x{self.m}x{self.n}x{self.k}"
         return " ".join(["gemm", self.format, shape, self.mode, self.out, self.kind, *flags, *extra])
 
@@ -152,6 +171,18 @@ def gemm_cases(a: str, b: str) -> Iterator[GemmCase]:
         yield replace(base, m=19, n=24, k=short, kind=kind, tiled_b=kind == "not_finite")
     if a in PLAIN and b in PLAIN:
         yield replace(base, m=33, n=40, k=1024, kind="cancelling")
+        yield from _activated(base, rows)
+
+
+def _activated(base: GemmCase, rows: tuple[int, ...]) -> Iterator[GemmCase]:
+    dense = replace(base, m=130, n=144, k=200, activation="swiglu", bias="fp32")
+    yield replace(dense, out="bf16", padding=32)
+    yield replace(dense, m=7, n=80, k=1024, splits=2, activation="geglu_tanh")
+    yield replace(dense, batches=2, out="fp16", activation="swiglu_oai", bias="bf16")
+    yield replace(dense, m=40, n=72, activation="relu2", out="bf16")
+    yield replace(dense, mode="grouped", batches=6, m=sum(rows) + 9, rows=rows, n=304, out="bf16")
+    yield replace(dense, mode="masked", batches=4, m=137, rows=(137, 0, 4, 1), activation="swiglu_oai")
+    yield replace(dense, m=19, n=48, kind="largest", activation="relu2")
 
 
 def stream_cases(a: str, b: str) -> Iterator[GemmCase]:
@@ -337,7 +368,7 @@ class Product:
     def shape(self) -> tuple[int, int, int]:
         """Of D."""
         case = self.case
-        return (1 if case.mode == "grouped" else case.batches, case.m, case.n)
+        return (1 if case.mode == "grouped" else case.batches, case.m, case.columns)
 
     def written(self) -> Array:
         """Which rows of D belong to a batch or group."""
@@ -365,6 +396,8 @@ class Product:
         alpha = alpha if self.case.scale_each else alpha[0]
         bias = None if self.bias is None else self.bias.astype(np.float64)
         want = self._multiply(self.a.values, self.b.values, bias, alpha)
+        if self.case.activation:
+            want = activate(want, self.case.activation)
         if self.case.kind != "cancelling":
             return want, want
         return want, self._multiply(np.abs(self.a.values), np.abs(self.b.values), None, alpha)
@@ -385,5 +418,6 @@ def compare(
         error = float(np.linalg.norm(np.where(nan, 0, values - np.where(nan, 0, target))))
         norm = float(np.linalg.norm(np.where(nan, 0, size)))
     relative = error / norm if norm else 0.0 if error == 0 else np.inf
-    limit = max(tolerance, LIMITS.get(case.out, max(2e-6, 3e-9 * case.k)))
+    sums = max(2e-6, 3e-9 * case.k) * (_STEEPEST if case.activation else 1)
+    limit = max(tolerance, LIMITS.get(case.out, sums))
     return ("" if relative <= limit else f"error {relative:.3g} exceeds {limit:.3g}"), relative

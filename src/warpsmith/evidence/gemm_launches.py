@@ -37,6 +37,8 @@ def run_gemm(bench: Bench, case: GemmCase, rng: np.random.Generator) -> Iterator
     )
     for kernel in bench.kernels(problem).values():
         row = bench.catalog.kernel(kernel.cubin.kernel)
+        if case.activation and case.activation not in row.variant(kernel.cubin.variant).activations:
+            continue
         launch = plan(case, product, row, kernel.cubin.variant, device_facts(bench.device, bench.driver).sm_count)
         results = [_launch(bench, kernel, launch, buffers, product) for _ in range(2)]
         values, faults = results[0]
@@ -58,15 +60,16 @@ def plan(case: GemmCase, product: Product, kernel: Kernel, variant: str, sm_coun
         scale_batch = 0 if side.scales is None or side.scales.ndim < 3 else side.scales[0].nbytes
         rows = side.memory.shape[-2]
         sides.append(arguments.Operand(format, row, rows * row, side.layout, scale_batch, case.scale_each))
-    row = case.n * arguments.ELEMENT_BYTES[case.out] + case.padding
+    row = case.columns * arguments.ELEMENT_BYTES[case.out] + case.padding
     bias_row = 0 if product.bias is None else product.bias[0].nbytes
     output = arguments.Output(case.out, row, case.m * row, case.bias, bias_row)
     if kernel.takes_maps:
         map_tile = tile_of(kernel, variant)
         splits = min(case.splits, max_splits(map_tile, case.size))
         return map_launch(
-            map_tile, case.size, sides[0], sides[1], output, sm_count=sm_count, splits=splits, wide=case.wide
-        )
+            map_tile, case.size, sides[0], sides[1], output,
+            sm_count=sm_count, splits=splits, wide=case.wide, activation=case.epilogue,
+        )  # fmt: skip
     stream = TILES.get(kernel.name)
     if stream is not None:
         return stream_launch(stream, case.size, sides[0], sides[1], output, sm_count=sm_count, wide=case.wide)

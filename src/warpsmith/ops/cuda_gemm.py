@@ -32,6 +32,9 @@ from warpsmith.errors import InvalidArgumentError
 from warpsmith.ops import gemm_args as arguments
 from warpsmith.ops.cuda import _remember as remember
 from warpsmith.ops.cuda import _rows as matrices
+from warpsmith.ops.cuda_activation import activate_product
+from warpsmith.ops.cuda_strides import extent, out_strides
+from warpsmith.ops.gemm_activation import Activation
 from warpsmith.ops.gemm_checks import (
     OUT_NAMES,
     Shape,
@@ -63,6 +66,7 @@ class _Plan(NamedTuple):
 
     `maps` makes the tensor maps of A and B, for a kernel that takes them in place of pointers. `extents` are the bytes
     from a pointer to the end of what is read there, in the order of `_OPERANDS`, and of D.
+    `activated_later`: the kernel of the product has no such activation, and a launch of another follows.
     """
 
     kernel: PreparedKernel | None
@@ -71,6 +75,7 @@ class _Plan(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     extents: tuple[int, ...]
+    activated_later: bool = False
 
 
 _plans: dict[tuple[Any, ...], _Plan] = {}
@@ -103,22 +108,33 @@ def _key(x: Any) -> tuple[Any, ...]:
     return (type(x),)
 
 
-def dense(a: Any, b: Any, bias: Any, out_dtype: Any, out: Any) -> torch.Tensor:
+def dense(a: Any, b: Any, bias: Any, out_dtype: Any, out: Any, activation: Activation | None = None) -> torch.Tensor:
     """Multiply on the GPU; arguments as in `warpsmith.gemm`."""
-    return _run(a, b, None, "dense", bias, out_dtype, out)
+    return _run(a, b, None, "dense", bias, out_dtype, out, activation)
 
 
-def grouped(a: Any, b: Any, offsets: Any, counts: Any, bias: Any, out_dtype: Any, out: Any) -> torch.Tensor:
+def grouped(
+    a: Any,
+    b: Any,
+    offsets: Any,
+    counts: Any,
+    bias: Any,
+    out_dtype: Any,
+    out: Any,
+    activation: Activation | None = None,
+) -> torch.Tensor:
     """Multiply groups on the GPU; arguments as in `warpsmith.grouped_gemm`."""
     if (offsets is None) == (counts is None):
         check_grouped(a, b, offsets, counts)
     mode, index = ("grouped", offsets) if counts is None else ("masked", counts)
     if isinstance(index, torch.Tensor) and not index.is_contiguous():
         raise InvalidArgumentError(f"{'offsets' if mode == 'grouped' else 'counts'} is not contiguous")
-    return _run(a, b, index, mode, bias, out_dtype, out)
+    return _run(a, b, index, mode, bias, out_dtype, out, activation)
 
 
-def _run(a: Any, b: Any, index: Any, mode: str, bias: Any, out_dtype: Any, out: Any) -> torch.Tensor:
+def _run(
+    a: Any, b: Any, index: Any, mode: str, bias: Any, out_dtype: Any, out: Any, activation: Activation | None
+) -> torch.Tensor:
     data = data_of(a)
     device = data.get_device()
     quantized_a, quantized_b = type(a) is QTensor, type(b) is QTensor
@@ -126,7 +142,7 @@ def _run(a: Any, b: Any, index: Any, mode: str, bias: Any, out_dtype: Any, out: 
     if own and a.offsets is not index:  # other than those that a's scales were laid out for, perhaps
         _check(a, b, index, mode)
     others = [None if x is None else _key(x) for x in (index, bias, out)]
-    key = (device, mode, own, _key(a), _key(b), *others, out_dtype)
+    key = (device, mode, own, _key(a), _key(b), *others, out_dtype, activation)
     try:
         plan = _plans.get(key)
     except TypeError:  # an out_dtype that cannot be hashed is none
@@ -135,12 +151,17 @@ def _run(a: Any, b: Any, index: Any, mode: str, bias: Any, out_dtype: Any, out: 
         shape = _check(a, b, index, mode)
         check_bias(bias, a, shape)
         dtype = out_name(a, out_dtype, out, "bfloat16")
+        if activation is not None:
+            shape = shape._replace(out=(*shape.out[:-1], activation.columns(shape.size.n)))
         if out is not None:
             check_out(out, a, shape.out)
         fit = _aligned(a), _aligned(b), None if bias is None else _packed(bias)
         if fit[0] is not a or fit[1] is not b or fit[2] is not bias:
-            return _run(fit[0], fit[1], index, mode, fit[2], out_dtype, out)
-        plan = remember(_plans, key, _make_plan(a, b, index, shape, bias, dtype, out, device))
+            return _run(fit[0], fit[1], index, mode, fit[2], out_dtype, out, activation)
+        plan = remember(_plans, key, _make_plan(a, b, index, shape, bias, dtype, out, device, activation))
+    if plan.activated_later and activation is not None:
+        product = _run(a, b, index, mode, bias, plan.dtype, None, None)
+        return activate_product(product, activation, plan.shape, out, index, mode)
     made = torch.empty(plan.shape, dtype=plan.dtype, device=data.device) if out is None else out
     kernel, launch = plan.kernel, plan.launch
     pointers = (
@@ -219,10 +240,20 @@ def _packed(part: torch.Tensor) -> torch.Tensor:
     return part.clone() if part.data_ptr() & 15 else part
 
 
-def _make_plan(a: Any, b: Any, index: Any, shape: Shape, bias: Any, dtype: str, out: Any, device: int) -> _Plan:
+def _make_plan(
+    a: Any,
+    b: Any,
+    index: Any,
+    shape: Shape,
+    bias: Any,
+    dtype: str,
+    out: Any,
+    device: int,
+    activation: Activation | None,
+) -> _Plan:
     size, m = shape.size, shape.size.m
-    columns = size.n * arguments.ELEMENT_BYTES[OUT_NAMES[dtype]]
-    d_row, d_batch = (columns, m * columns) if out is None else _out_strides(out, columns)
+    columns = shape.out[-1] * arguments.ELEMENT_BYTES[OUT_NAMES[dtype]]
+    d_row, d_batch = (columns, m * columns) if out is None else out_strides(out, columns)
     left, lies_folded = operand_of(a, shape.a, m, size.k, b)
     right, _ = operand_of(b, shape.b, size.n, size.k, b)
     if size.mode == "dense":
@@ -240,12 +271,15 @@ def _make_plan(a: Any, b: Any, index: Any, shape: Shape, bias: Any, dtype: str, 
     scales = [None if x is None else x.scales for x in quantized]
     factors = [None if x is None else x.global_scale for x in quantized]
     read = (data_of(a), data_of(b), *scales, bias, *factors, index, out)
-    extents = tuple(0 if x is None else _extent(x) for x in read)
+    extents = tuple(0 if x is None else extent(x) for x in read)
     torch_dtype: torch.dtype = getattr(torch, dtype)
     if 0 in shape.out:
         return _Plan(None, arguments.Launch((0, 0, 0), (), 0, 0), None, shape.out, torch_dtype, extents)
     wide = index is not None and index.dtype is torch.int64
-    planned = plan_launch(size, left, right, output, device, layout=layout_of(a, b), wide=wide)
+    layout = layout_of(a, b)
+    if activation is not None and not activates(size, (left, right), layout, device, activation):
+        return _Plan(None, arguments.Launch((0, 0, 0), (), 0, 0), None, shape.out, torch_dtype, extents, True)
+    planned = plan_launch(size, left, right, output, device, layout=layout, wide=wide, activation=activation)
     return _Plan(*planned, shape.out, torch_dtype, extents)
 
 
@@ -257,6 +291,24 @@ class Planned(NamedTuple):
     maps: tuple[TensorMaps, TensorMaps] | None
 
 
+def _problem(size: arguments.Size, a: arguments.Operand, b: arguments.Operand, layout: str) -> Problem:
+    dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
+    fields = {"format": pair(a.format, b.format), "mode": size.mode, "layout": layout, "path": DEFAULT_PATH}
+    return Problem.of("gemm", fields, dims)
+
+
+def activates(
+    size: arguments.Size,
+    operands: tuple[arguments.Operand, arguments.Operand],
+    layout: str,
+    device: int,
+    activation: Activation,
+) -> bool:
+    """Whether the kernel of a product that has been checked has an activation in its epilogue."""
+    found = runtime().prepare(_problem(size, *operands, layout), device).cubin
+    return activation.name in CATALOG.kernel(found.kernel).variant(found.variant).activations
+
+
 def plan_launch(
     size: arguments.Size,
     a: arguments.Operand,
@@ -266,19 +318,23 @@ def plan_launch(
     *,
     layout: str,
     wide: bool = False,
+    activation: Activation | None = None,
 ) -> Planned:
     """Choose the kernel of a product that has been checked, and how it is launched.
 
-    `layout` is how the scales lie (`gemm_checks.layout_of`), `wide` is for int64 offsets.
+    `layout` is how the scales lie (`gemm_checks.layout_of`), `wide` is for int64 offsets. An activation is one that
+    `activates`; then `d` is what becomes of the product.
     """
-    dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
-    fields = {"format": pair(a.format, b.format), "mode": size.mode, "layout": layout, "path": DEFAULT_PATH}
-    kernel = runtime().prepare(Problem.of("gemm", fields, dims), device)
+    problem = _problem(size, a, b, layout)
+    kernel, fields = runtime().prepare(problem, device), dict(problem.fields)
     row, facts = CATALOG.kernel(kernel.cubin.kernel), _facts(device)
     if row.takes_maps:
         map_tile = tile_of(row, kernel.cubin.variant)
         splits, whole = choose_map_splits(CATALOG, kernel.cubin, fields, size, facts.sm_count)
-        mapped = map_launch(map_tile, size, a, b, d, sm_count=facts.sm_count, splits=splits, whole=whole, wide=wide)
+        mapped = map_launch(
+            map_tile, size, a, b, d,
+            sm_count=facts.sm_count, splits=splits, whole=whole, wide=wide, activation=activation,
+        )  # fmt: skip
         driver = runtime().driver
         return Planned(kernel, mapped, (TensorMaps(driver, device, mapped.a), TensorMaps(driver, device, mapped.b)))
     stream = TILES.get(row.name)
@@ -326,46 +382,8 @@ def operand_of(x: Any, format: str, rows: int, k: int, b: Any) -> tuple[argument
     return operand, batches > 1 and batch_stride == rows * row_stride
 
 
-def _out_strides(out: torch.Tensor, columns: int) -> tuple[int, int]:
-    """Bytes from row to row and from batch to batch of an `out` that the kernels can write.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If its strides or its address do not fit.
-    """
-    if out.numel() == 0:
-        return columns, 0
-    rows, batches, row_stride, batch_stride = matrices(out)
-    size, m = out.element_size(), out.shape[-2]
-    row, batch = row_stride * size, batch_stride * size
-    wrong = ""
-    if rows is not out:
-        wrong = "columns that are not contiguous, or batches without a common stride"
-    elif (m > 1 and row < columns) or (batches > 1 and batch < (m - 1) * row + columns and not row >= batches * batch):
-        wrong = "rows that overlap"
-    elif (out.data_ptr() | row | (batch if batches > 1 else 0)) & 15:
-        wrong = "rows that do not start at multiples of 16 bytes"
-    if m == 1 and batches > 1:
-        row = batch
-    if wrong:
-        raise InvalidArgumentError(
-            f"out has shape {list(out.shape)} and strides {list(out.stride())}: {wrong}; expected contiguous columns, "
-            "rows and batches that start at multiples of 16 bytes, and no two of them at one place"
-        )
-    return row, batch if batches > 1 else m * row
-
-
-def _extent(x: torch.Tensor) -> int:
-    """Bytes from a tensor's first element to its end."""
-    if x.numel() == 0:
-        return 0
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return int((last + 1) * x.element_size())
-
-
 def _refuse_overlap(target: int, pointers: tuple[int, ...], extents: tuple[int, ...]) -> None:
     end = target + extents[-1]
-    for what, pointer, extent in zip(_OPERANDS, pointers, extents[:-1], strict=True):
-        if pointer < end and target < pointer + extent:
+    for what, pointer, reach in zip(_OPERANDS, pointers, extents[:-1], strict=True):
+        if pointer < end and target < pointer + reach:
             raise overlap(what)

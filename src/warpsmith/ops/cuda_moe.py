@@ -201,7 +201,8 @@ def _launch(plan: Plan, lies: Weights, sources: tuple[int, ...], out: int, base:
     if plan.quantize_a is not None:
         plan.quantize_a.run((gathered, a, a_scales, lies.a1, offsets), stream)
     data, scales, w_bias, factor = lies.w13
-    given = (a, data, h, a_scales, scales, w_bias, lies.a1, factor, offsets)
+    product = act if plan.first_activates else h
+    given = (a, data, product, a_scales, scales, w_bias, lies.a1, factor, offsets)
     cuda_gemm.launch_planned(plan.first, given, scratch, stream)
     last = offsets + 4 * plan.layer.experts
     activated = h

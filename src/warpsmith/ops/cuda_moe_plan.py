@@ -15,6 +15,7 @@ from warpsmith.ops import cuda, cuda_gemm
 from warpsmith.ops import gemm_args as products
 from warpsmith.ops import moe_args as arguments
 from warpsmith.ops import quantization_args as quantizing
+from warpsmith.ops.gemm_activation import Activation
 from warpsmith.ops.gemm_checks import OUT_NAMES, PLAIN_NAMES, data_of, format_of, layout_of_operands
 from warpsmith.ops.moe_types import Experts, Routing
 from warpsmith.ops.qtensor import QTensor, dtype_name
@@ -52,6 +53,8 @@ class Plan(NamedTuple):
     ----------
     at
         Where its buffers start in the workspace.
+    activate
+        None also where the first product has the activation in its epilogue: `first_activates`.
     scratch, arrivals
         Where, in a separate piece of memory, split products have theirs; `extra` is its size, 0 if there is none.
     each_first
@@ -73,6 +76,7 @@ class Plan(NamedTuple):
     arrivals: int
     extra: int
     scales_input: bool
+    first_activates: bool
 
 
 def weights_of(experts: Experts) -> Weights:
@@ -166,18 +170,31 @@ def _groups(layer: arguments.Layer, scale: Any) -> quantizing.Groups:
 
 
 def _product(
-    layer: arguments.Layer, a: str, scale: Any, w: Any, n: int, k: int, bias: Any, out: str, device: int
-) -> cuda_gemm.Planned:
-    """A grouped product of `layer.pairs` rows at most."""
+    layer: arguments.Layer,
+    a: str,
+    scale: Any,
+    w: Any,
+    n: int,
+    k: int,
+    bias: Any,
+    out: str,
+    device: int,
+    activation: Activation | None = None,
+) -> tuple[cuda_gemm.Planned, bool]:
+    """A grouped product of `layer.pairs` rows at most, and whether it is activated, which the kernel decides."""
     fmt = format_of(w, "w")
     several = scale is not None and scale.numel() > 1
     scales = arguments.scale_layout(a) if layer.format else LINEAR
     left = products.Operand(a, products.row_bytes(a, k), 0, scales, 0, several)
     right, _ = cuda_gemm.operand_of(w, fmt, n, k, w)
     kind = "" if bias is None else OUT_NAMES[dtype_name(bias)]
-    output = products.Output(out, 2 * n, 0, kind, 0 if bias is None else n * bias.element_size())
-    size = products.Size("grouped", layer.pairs, n, k, layer.experts)
-    return cuda_gemm.plan_launch(size, left, right, output, device, layout=layout_of_operands(left, right))
+    size, layout = products.Size("grouped", layer.pairs, n, k, layer.experts), layout_of_operands(left, right)
+    if activation is not None and not cuda_gemm.activates(size, (left, right), layout, device, activation):
+        activation = None
+    columns = n if activation is None else activation.columns(n)
+    output = products.Output(out, 2 * columns, 0, kind, 0 if bias is None else n * bias.element_size())
+    planned = cuda_gemm.plan_launch(size, left, right, output, device, layout=layout, activation=activation)
+    return planned, activation is not None
 
 
 def _activation_steps(
@@ -209,10 +226,12 @@ def make_plan(
     quantized, each = layer.format, _groups(layer, experts.a1).scale_per_group
     scales_input = routing is not None and routing.scales_input
     late = bool(quantized) and (each or scales_input)  # x is quantized after it has been gathered, not before
-    first = _product(
-        layer, quantized or name, experts.a1, w13, layer.gates * layer.inner, layer.hidden, bias13, name, device
+    wanted = None if quantized else Activation(experts.activation, experts.alpha, experts.limit)
+    rows = layer.gates * layer.inner
+    first, activated = _product(
+        layer, quantized or name, experts.a1, w13, rows, layer.hidden, bias13, name, device, wanted
     )
-    second = _product(layer, quantized or name, experts.a2, w2, layer.hidden, layer.inner, bias2, name, device)
+    second, _ = _product(layer, quantized or name, experts.a2, w2, layer.hidden, layer.inner, bias2, name, device)
     words = max(first.launch.arrivals, second.launch.arrivals)
     early = quantized if quantized and not late else ""
     row = arguments.row_bytes(early, layer.hidden)
@@ -229,7 +248,7 @@ def make_plan(
         zeros=words,
         fp16=name == "fp16",
     )
-    activate, quantize_act = _activation_steps(layer, experts, name, device)
+    activate, quantize_act = (None, None) if activated else _activation_steps(layer, experts, name, device)
     ungrouped = quantizing.Groups()
     tokens, hidden = layer.tokens, layer.hidden
     scratch = max(first.launch.workspace, second.launch.workspace)
@@ -251,4 +270,5 @@ def make_plan(
         scratch,
         scratch + 4 * words,
         scales_input,
+        activated,
     )

@@ -17,6 +17,7 @@ from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.gemm import MODES, PLAIN
 from warpsmith.catalog.spec import Catalog, CubinId, Kernel
 from warpsmith.errors import InvalidArgumentError
+from warpsmith.ops.gemm_activation import Activation
 from warpsmith.ops.gemm_args import (
     BIAS_SHIFT,
     GLOBAL_A_PER_BATCH,
@@ -38,7 +39,7 @@ _MAX_WORK = 1 << 32
 class MapTile(NamedTuple):
     """What one block computes, and K of a pipeline stage; `cluster` blocks along M share the copies of B.
 
-    `blocks` of them share a multiprocessor.
+    `blocks` of them share a multiprocessor. `gates` says whether the kernel has the parameters of an activation.
     """
 
     m: int
@@ -46,6 +47,7 @@ class MapTile(NamedTuple):
     k: int
     cluster: int = 1
     blocks: int = 1
+    gates: bool = False
 
 
 class MapLaunch(NamedTuple):
@@ -82,7 +84,8 @@ def tile_of(kernel: Kernel, variant: str) -> MapTile:
     """
     macros = dict(kernel.variant(variant).macros)
     m, n, k = (int(macros[f"WS_TILE_{axis}"]) for axis in "MNK")
-    return MapTile(m, n, k, int(macros.get("WS_CLUSTER", "1")), int(macros.get("WS_BLOCKS", "1")))
+    gates = any(p.name == "gate_slope" for p in kernel.params)
+    return MapTile(m, n, k, int(macros.get("WS_CLUSTER", "1")), int(macros.get("WS_BLOCKS", "1")), gates)
 
 
 def map_tiles(tile: MapTile, size: Size) -> int:
@@ -117,12 +120,21 @@ def choose_map_splits(
     return (1, 0) if found is None else (min(found[1], most), 0)
 
 
-def _spec(operand: Operand, rows: int, batches: int, k: int, box_k: int, box_rows: int) -> MapSpec:
+def _spec(
+    operand: Operand, rows: int, batches: int, k: int, box_k: int, box_rows: int, halves: bool = False
+) -> MapSpec:
     bits = 16 if operand.format in PLAIN else FORMATS[operand.format].element_bits
     row = row_bytes(operand.format, k)
     stride = operand.row if rows > 1 or batches > 1 else row
     return MapSpec(
-        row, rows, batches, stride, operand.batch if batches > 1 else rows * stride, box_k * bits // 8, box_rows
+        row,
+        rows,
+        batches,
+        stride,
+        operand.batch if batches > 1 else rows * stride,
+        box_k * bits // 8,
+        box_rows,
+        halves,
     )
 
 
@@ -137,6 +149,7 @@ def map_launch(
     splits: int = 1,
     whole: int = 0,
     wide: bool = False,
+    activation: Activation | None = None,
 ) -> MapLaunch:
     """Plan a kernel that takes tensor maps.
 
@@ -156,6 +169,8 @@ def map_launch(
         Tiles in front that are not split; for kernels that have such splits (`sm90_gemm`).
     wide
         Whether offsets or counts are int64.
+    activation
+        Of the product, for a tile that has `gates`. With a gate, n is twice the columns of D.
 
     Returns
     -------
@@ -183,14 +198,21 @@ def map_launch(
     flags |= INDEX_64 if wide else 0
     flags |= GLOBAL_A_PER_BATCH if a.global_per_batch else 0
     flags |= GLOBAL_B_PER_BATCH if b.global_per_batch else 0
+    gate: tuple[float, ...] = ()
+    halves = False
+    if activation is not None:
+        flags |= activation.flags
+        halves = activation.gates == 2
+    if tile.gates:
+        gate = (0.0,) * 4 if activation is None else activation.gate
     return MapLaunch(
         (blocks, 1, 1),
         (
             d.row, d.batch, a.scale_batch, b.scale_batch, d.bias_batch,
-            size.m, size.n, size.k, size.batches, whole << 8 | splits, 1.0, flags,
+            size.m, size.n, size.k, size.batches, whole << 8 | splits, 1.0, flags, *gate,
         ),
         split * splits * tile.m * tile.n * 4,
         split,
         _spec(a, size.m, 1 if grouped else size.batches, size.k, tile.k, tile.m),
-        _spec(b, size.n, size.batches, size.k, tile.k, tile.n // tile.cluster),
+        _spec(b, size.n, size.batches, size.k, tile.k, tile.n // tile.cluster, halves),
     )  # fmt: skip

@@ -9,8 +9,11 @@ import numpy as np
 
 from warpsmith import reference
 from warpsmith.ops import host
+from warpsmith.ops.gemm_activation import Activation
 from warpsmith.ops.gemm_checks import OUT_NAMES, Shape, check_out, data_of, out_name, overlap
 from warpsmith.ops.qtensor import QTensor, is_torch
+from warpsmith.reference.arithmetic import cast
+from warpsmith.reference.moe import activate
 
 Array = np.ndarray[Any, Any]
 
@@ -20,29 +23,46 @@ def result_name(a: Any, out_dtype: Any, out: Any) -> str:
     return out_name(a, out_dtype, out, "bfloat16" if is_torch(data_of(a)) else "float32")
 
 
-def dense(a: Any, b: Any, shape: Shape, bias: Any, name: str, out: Any) -> Any:
+def dense(a: Any, b: Any, shape: Shape, bias: Any, name: str, out: Any, activation: Activation | None = None) -> Any:
     """Multiply batches; arguments are checked."""
     alpha = _alpha(a, shape.out[:-2]) * _alpha(b, shape.out[:-2])
-    return _run(reference.gemm, a, b, shape, bias, name, out, alpha, ())
+    return _run(reference.gemm, a, b, shape, bias, name, out, alpha, (), activation)
 
 
-def grouped(a: Any, b: Any, shape: Shape, index: Any, bias: Any, name: str, out: Any) -> Any:
+def grouped(
+    a: Any, b: Any, shape: Shape, index: Any, bias: Any, name: str, out: Any, activation: Activation | None = None
+) -> Any:
     """Multiply groups of rows, or masked batches; arguments are checked but for the values of `index`."""
     groups = shape.size.batches
     alpha = np.broadcast_to(_alpha(a, (groups,)) * _alpha(b, (groups,)), (groups,))
     function = reference.masked_gemm if shape.size.mode == "masked" else reference.grouped_gemm
     every_bias = None if bias is None else np.broadcast_to(_values(bias), (groups, shape.size.n))
-    return _run(function, a, b, shape, every_bias, name, out, alpha, (host.to_numpy(index),))
+    return _run(function, a, b, shape, every_bias, name, out, alpha, (host.to_numpy(index),), activation)
 
 
 def _run(
-    function: Any, a: Any, b: Any, shape: Shape, bias: Any, name: str, out: Any, alpha: Array, index: tuple[Array, ...]
+    function: Any,
+    a: Any,
+    b: Any,
+    shape: Shape,
+    bias: Any,
+    name: str,
+    out: Any,
+    alpha: Array,
+    index: tuple[Array, ...],
+    activation: Activation | None,
 ) -> Any:
+    if activation is not None:
+        shape = shape._replace(out=(*shape.out[:-1], activation.columns(shape.size.n)))
     if out is not None:
         check_out(out, a, shape.out)
         _refuse_overlap(out, a, b, bias)
     values = None if bias is None else _values(bias)
-    result = function(_decoded(a), _decoded(b), *index, bias=values, alpha=alpha, out_dtype=OUT_NAMES[name])
+    dtype = OUT_NAMES[name] if activation is None else None
+    result = function(_decoded(a), _decoded(b), *index, bias=values, alpha=alpha, out_dtype=dtype)
+    if activation is not None:
+        result = activate(result, activation.name, alpha=activation.alpha, limit=activation.limit)
+        result = cast(result, OUT_NAMES[name])
     if out is None:
         return host.like(result, data_of(a), "bfloat16" if name == "bfloat16" else "")
     written = _written(shape, index)

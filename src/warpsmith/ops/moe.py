@@ -258,9 +258,9 @@ def fused_moe(
     Notes
     -----
     torch CUDA tensors run the kernels; torch CPU tensors and NumPy arrays run the reference, in float64. The same call
-    gives the same bits each time. Between the kernels values are rounded to x's type: after the first product, after
-    the activation, and after the second product; sums are float32. See ``docs/moe.md`` for tolerances, formats and what
-    NaN does.
+    gives the same bits each time. Between the kernels values are rounded to x's type: after the first product (unless
+    the activation is part of its kernel), after the activation, and after the second product; sums are float32. See
+    ``docs/moe.md`` for tolerances, formats and what NaN does.
 
     Examples
     --------

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from warpsmith.errors import InvalidArgumentError
+from warpsmith.ops.gemm_activation import activation_of
 from warpsmith.ops.gemm_checks import check_bias, check_dense, check_grouped, data_of
 from warpsmith.ops.qtensor import QTensor, is_torch
 from warpsmith.ops.quantization import on_gpu
@@ -37,7 +38,17 @@ def _runs_on_gpu(a: Any, b: Any) -> bool:
     return first or second
 
 
-def gemm(a: Any, b: Any, *, bias: Any = None, out_dtype: Any = None, out: Any = None) -> Any:
+def gemm(
+    a: Any,
+    b: Any,
+    *,
+    bias: Any = None,
+    activation: str | None = None,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    out_dtype: Any = None,
+    out: Any = None,
+) -> Any:
     """Multiply: D = A · Bᵀ + bias, of plain or quantized operands.
 
     Parameters
@@ -49,6 +60,10 @@ def gemm(a: Any, b: Any, *, bias: Any = None, out_dtype: Any = None, out: Any = 
         be a multiple of 8; K of 8, with a quantized operand of 32, with fp8 blocks of 128.
     bias
         [N] or [*batch, N], bfloat16, float16 or float32; added in float32, before the one rounding.
+    activation, alpha, limit
+        What becomes of the sums before they are rounded: ``swiglu``, ``swiglu_oai`` (with `alpha` and `limit`),
+        ``geglu``, ``geglu_tanh`` or ``relu2``, as `Experts` has them. But for ``relu2`` b has gate rows, then as many
+        up rows, N/2 a multiple of 8, and D has N/2 columns.
     out_dtype
         bfloat16, float16 or float32, by name or as the framework's dtype. By default that of `out`, or of a plain a;
         for a quantized a bfloat16 in torch and float32 in NumPy.
@@ -73,6 +88,9 @@ def gemm(a: Any, b: Any, *, bias: Any = None, out_dtype: Any = None, out: Any = 
     torch CUDA tensors run the kernels, with sums in fp32; torch CPU tensors and NumPy arrays run the reference, in
     float64. The same call gives the same bits each time. nvfp4's global scales divide the product; one that is not
     positive and finite makes it NaN. A plain operand whose rows are not contiguous and aligned to 16 bytes is copied.
+    An activation is part of the kernel on compute capability 9.0 for 16-bit operands, but for ``geglu``: in fp32, of
+    sums that were not rounded. Elsewhere another launch follows the product's, which is rounded to D's type between;
+    that has to be bfloat16 or float16.
     No gradient flows through. Tolerances: ``docs/numerics.md``.
 
     Examples
@@ -82,13 +100,14 @@ def gemm(a: Any, b: Any, *, bias: Any = None, out_dtype: Any = None, out: Any = 
     >>> ws.gemm(np.ones((2, 32), np.float16), w).tolist()[0][:2]
     [32.0, 32.0]
     """
+    chosen = None if activation is None else activation_of(activation, alpha, limit)
     gpu = _runs_on_gpu(a, b)
     if gpu:
-        return _cuda().dense(a, b, bias, out_dtype, out)
+        return _cuda().dense(a, b, bias, out_dtype, out, chosen)
     shape = check_dense(a, b)
     check_bias(bias, a, shape)
     host = _host()
-    return host.dense(a, b, shape, bias, host.result_name(a, out_dtype, out), out)
+    return host.dense(a, b, shape, bias, host.result_name(a, out_dtype, out), out, chosen)
 
 
 def grouped_gemm(
@@ -98,6 +117,9 @@ def grouped_gemm(
     offsets: Any = None,
     counts: Any = None,
     bias: Any = None,
+    activation: str | None = None,
+    alpha: float = 1.702,
+    limit: float = 7.0,
     out_dtype: Any = None,
     out: Any = None,
 ) -> Any:
@@ -117,8 +139,10 @@ def grouped_gemm(
         [groups] int32 or int64 on a's device: how many rows of each group are there.
     bias
         [N] or [groups, N].
+    activation, alpha, limit
+        As for `gemm`.
     out_dtype, out
-        As for `gemm`, of shape [M, N] or [groups, capacity, N].
+        As for `gemm`, of shape [M, N] or [groups, capacity, N]; with an activation that has a gate, N/2.
 
     Returns
     -------
@@ -145,13 +169,14 @@ def grouped_gemm(
     >>> ws.grouped_gemm(a, b, offsets=np.array([0, 1, 3]))[:, 0].tolist()
     [8.0, 8.0, 8.0]
     """
+    chosen = None if activation is None else activation_of(activation, alpha, limit)
     gpu = _runs_on_gpu(a, b)
     if offsets is None and counts is None and isinstance(a, QTensor):
         offsets = a.offsets
     if gpu:
-        return _cuda().grouped(a, b, offsets, counts, bias, out_dtype, out)
+        return _cuda().grouped(a, b, offsets, counts, bias, out_dtype, out, chosen)
     shape = check_grouped(a, b, offsets, counts)
     check_bias(bias, a, shape)
     index = offsets if counts is None else counts
     host = _host()
-    return host.grouped(a, b, shape, index, bias, host.result_name(a, out_dtype, out), out)
+    return host.grouped(a, b, shape, index, bias, host.result_name(a, out_dtype, out), out, chosen)

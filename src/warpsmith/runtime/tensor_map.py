@@ -11,6 +11,7 @@ from warpsmith.runtime.driver import Driver
 
 NBYTES = 128
 _MAX_ADDRESSES = 1024
+_TURN = 8
 _SWIZZLED = (32, 64, 128)
 
 
@@ -26,6 +27,9 @@ class MapSpec(NamedTuple):
     box_row, box_rows
         What one copy brings: 32, 64 or 128 bytes of each of 1 to 256 rows. Shared memory is swizzled as wide as a row
         of it.
+    halves
+        Whether rows of a matrix's two halves come by turns, eight of the first, eight of the second; `rows` and
+        `box_rows` are multiples of 16 then.
     """
 
     row: int
@@ -35,6 +39,20 @@ class MapSpec(NamedTuple):
     batch_stride: int
     box_row: int
     box_rows: int
+    halves: bool = False
+
+    @property
+    def dims(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Sizes, strides from the second dimension on, and the box, innermost first."""
+        if not self.halves:
+            sizes = self.row, self.rows, self.batches
+            return sizes, (self.row_stride, self.batch_stride), (self.box_row, self.box_rows, 1)
+        half, turns = self.rows // 2 * self.row_stride, 2 * _TURN
+        return (
+            (self.row, _TURN, 2, self.rows // turns, self.batches),
+            (self.row_stride, half, _TURN * self.row_stride, self.batch_stride),
+            (self.box_row, _TURN, 2, self.box_rows // turns, 1),
+        )
 
 
 class TensorMaps:
@@ -94,16 +112,17 @@ def encode(driver: Driver, device: int, address: int, spec: MapSpec) -> bytes:
     """
     api = driver.api
     long, word = api.cuuint64_t, api.cuuint32_t
+    sizes, strides, box = spec.dims
     with driver.current(device):
         encoded = driver.call(
             "cuTensorMapEncodeTiled",
             api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8,
-            3,
+            len(sizes),
             address,
-            [long(size) for size in (spec.row, spec.rows, spec.batches)],
-            [long(stride) for stride in (spec.row_stride, spec.batch_stride)],
-            [word(size) for size in (spec.box_row, spec.box_rows, 1)],
-            [word(1)] * 3,
+            [long(size) for size in sizes],
+            [long(stride) for stride in strides],
+            [word(size) for size in box],
+            [word(1)] * len(sizes),
             api.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
             getattr(api.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{spec.box_row}B"),
             api.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,

@@ -27,6 +27,8 @@ class Case:
         fp8: B's scales are 1×128.
     constant_b
         Whether the kernel may read B before its predecessor has ended.
+    activation
+        Of the product, whose columns are then 2 · n if it has a gate.
     odd
         Rows of D are aligned to 8 bytes alone.
     """
@@ -50,6 +52,17 @@ class Case:
     odd: bool = False
     cancels: bool = False
     constant_b: bool = False
+    activation: str = ""
+
+    @property
+    def gated(self) -> bool:
+        """Whether rows of B are a gate's and what it gates."""
+        return self.activation not in ("", "relu2")
+
+    @property
+    def product_n(self) -> int:
+        """Rows of B."""
+        return self.n * (1 + self.gated)
 
     def __str__(self) -> str:
         default = Case()
@@ -64,7 +77,8 @@ def cases(format: str, tile_m: int) -> Iterator[Case]:
     out, bias = itertools.cycle(OUTPUTS), itertools.cycle(_BIASES)
     constant = itertools.cycle((False, True, True, False, False))
     odd, rows, wide = itertools.cycle((False, False, True)), itertools.cycle((False, True)), itertools.cycle((0, 1, 0))
-    for case in itertools.chain(_dense(ks, tile_m), _grouped(ks), _masked(ks), _wrong_index(ks)):
+    every = itertools.chain(_dense(ks, tile_m), _grouped(ks), _masked(ks), _wrong_index(ks))
+    for case in every if fp8 else itertools.chain(_activated(ks), every):
         yield replace(
             case,
             out=next(out),
@@ -124,6 +138,19 @@ def _masked(ks: tuple[int, ...]) -> Iterator[Case]:
             scaled=i % 2 == 1,
             blocks=(132, 6)[i % 2],
         )
+
+
+def _activated(ks: tuple[int, ...]) -> Iterator[Case]:
+    kinds = itertools.cycle(("swiglu", "swiglu_oai", "geglu_tanh", "relu2", "swiglu"))
+    for (m, n), k in zip(itertools.product((1, 7, 33, 64, 200), (8, 40, 72, 128, 264)), itertools.cycle(ks)):
+        yield Case(m=m, n=n, k=k, activation=next(kinds))
+    for case in itertools.chain(_grouped(ks), _masked(ks)):
+        if case.n < 400:
+            yield replace(case, activation=next(kinds))
+    for splits in (2, 3, 3 << 8 | 2):
+        yield Case(batches=2, m=170, n=136, k=640, blocks=6, scaled=True, splits=splits, activation=next(kinds))
+    yield Case(m=1000, n=1032, k=2048, activation="swiglu_oai")
+    yield Case(batches=3, m=140, n=264, k=ks[-1], scaled=True, activation="geglu_tanh")
 
 
 def _wrong_index(ks: tuple[int, ...]) -> Iterator[Case]:

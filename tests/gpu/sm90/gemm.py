@@ -25,9 +25,16 @@ LIMITS = {"bf16": 3e-3, "fp16": 4e-4, "fp32": 2e-6}
 ONE_ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 0.0}
 """What a few values may be off by, where errors do not average out."""
 FP8_LIMIT = 1e-3  # more, of the tensor cores' sums over 128 of K
+ACTIVATED = 3.0  # times the limit in fp32: the slope of an activation, and its exponential's own error
 TYPES = {None: 0, "bf16": 0, "fp16": 1, "fp32": 2}
 MODES = {"dense": 0, "grouped": 1, "masked": 2}
 TARGET = parse("sm_90a")
+GATES = {
+    "swiglu": (1.0, 0.0, float("inf"), 0.0),
+    "swiglu_oai": (1.702, 0.0, 7.0, 1.0),
+    "geglu_tanh": (1.5957691, 0.071354816, float("inf"), 0.0),
+}
+"""Of each activation with a gate: slope, cube, limit, offset."""
 _BITS = {2: (torch.int16, 0x7BCD), 4: (torch.int32, 0x7BCDEF01)}
 
 
@@ -39,22 +46,26 @@ def load(variant: str, folder: Path | None) -> Any:
     return load_kernel(default_driver(), 0, Capability(9, 0), KERNEL, name, data, "the tests")
 
 
-def tensor_map(x: Any, box_rows: int) -> bytes:
-    """The tensor map of a contiguous [batches, rows, K]."""
+def tensor_map(x: Any, box_rows: int, gated: bool = False) -> bytes:
+    """The tensor map of a contiguous [batches, rows, K], or of its halves' rows by turns, eight of each."""
     driver = default_driver()
     api = driver.api
     batches, rows, k = x.shape
     pitch = k * x.element_size()
     long, word = api.cuuint64_t, api.cuuint32_t
+    sizes, strides, box = [pitch, rows, batches], [pitch, pitch * rows], [128, box_rows, 1]
+    if gated:
+        sizes, box = [pitch, 8, 2, rows // 16, batches], [128, 8, 2, box_rows // 16, 1]
+        strides = [pitch, pitch * rows // 2, pitch * 8, pitch * rows]
     encoded = driver.call(
         "cuTensorMapEncodeTiled",
         api.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8,
-        3,
+        len(sizes),
         x.data_ptr(),
-        [long(pitch), long(rows), long(batches)],
-        [long(pitch), long(pitch * rows)],
-        [word(128), word(box_rows), word(1)],
-        [word(1)] * 3,
+        [long(size) for size in sizes],
+        [long(stride) for stride in strides],
+        [word(size) for size in box],
+        [word(1)] * len(sizes),
         api.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
         api.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
         api.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
@@ -67,7 +78,7 @@ def tensor_map(x: Any, box_rows: int) -> bytes:
 def tiles_of(variant: str, case: Case, rows: int, matrices: int) -> int:
     """Tiles of the problem; grouped, an upper bound."""
     shape = tile(variant)
-    high, columns = shape.m * shape.cluster, -(-case.n // shape.n)
+    high, columns = shape.m * shape.cluster, -(-case.product_n // shape.n)
     if case.mode == "grouped":
         return (rows // high + matrices) * columns * shape.cluster
     return -(-rows // high) * columns * matrices * shape.cluster
@@ -89,20 +100,22 @@ def arguments(
     workspace, arrivals = more.get("workspace"), more.get("arrivals")
     flags = MODES[case.mode] | TYPES[case.out] << 2 | case.int64 << 6 | case.constant_b << 7 | case.rows_b << 8
     flags |= (TYPES[case.bias] + 1 if case.bias else 0) << 4
+    flags |= {"": 0, "relu2": 2, "swiglu": 3}.get(case.activation, 1) << 12
     for bit, values in enumerate(factors, 9):
         flags |= (values is not None and values.numel() > 1) << bit
     pointers = (*scales, d, bias, *factors, index, workspace, arrivals)
     strides = (0 if x is None else x.stride(0) * x.element_size() for x in (*scales, bias))
     return (
         tensor_map(a, tile(variant).box_rows[0]),
-        tensor_map(b, tile(variant).box_rows[1]),
+        tensor_map(b, tile(variant).box_rows[1], case.gated),
         *(0 if x is None else x.data_ptr() for x in pointers),
         d.stride(1) * size,
         d.stride(0) * size,
         *strides,
-        *(a.shape[1], case.n, case.k, matrices, case.splits),
+        *(a.shape[1], case.product_n, case.k, matrices, case.splits),
         more.get("alpha", 1.0),
         flags,
+        *GATES.get(case.activation, (0.0,) * 4),
     )
 
 
@@ -159,6 +172,7 @@ def problems(variant: str, case: Case, folder: Path | None, seed: int) -> tuple[
     limit = max(LIMITS[case.out], 3e-9 * case.k) if case.out == "fp32" else LIMITS[case.out]
     if want.numel() < 512:
         limit = max(limit, ONE_ROUNDING[case.out])
+    limit *= ACTIVATED if case.activation and case.out == "fp32" else 1
     limit += FP8_LIMIT if format == "fp8" else 0
     norm = float(size.norm())
     error = float((got - want).norm()) / norm if norm else float(got.abs().sum())

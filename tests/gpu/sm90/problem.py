@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from warpsmith.reference.moe import activate as reference_activate
+
 from .cases import Case
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -98,6 +100,11 @@ def _valid(case: Case, rows: int, offsets: list[int] | None, matrices: int) -> t
     return (torch.arange(rows)[None] < counts[:, None]).cuda(), matrix.cuda()
 
 
+def activated(h: Any, activation: str) -> Any:
+    """An activation of [..., columns] in float64: gate, then what it gates."""
+    return torch.from_numpy(reference_activate(h.cpu().numpy(), activation)).cuda()
+
+
 def make_problem(format: str, case: Case, seed: int) -> Problem:
     """Draw a case's operands and factors, and compute D."""
     generator = torch.Generator("cuda").manual_seed(seed)
@@ -106,7 +113,7 @@ def make_problem(format: str, case: Case, seed: int) -> Problem:
     rows = sum(case.sizes) + case.tail if grouped else case.m
     matrices = len(case.sizes) if grouped else case.batches
     a = _operand(generator, format, (1 if grouped else matrices, rows, case.k), False, case.cancels)
-    b = _operand(generator, format, (matrices, case.n, case.k), not case.rows_b, False)
+    b = _operand(generator, format, (matrices, case.product_n, case.k), not case.rows_b, False)
     if case.cancels:
         half = case.k // 2
         b.data[..., half:] = b.data[..., :half]
@@ -130,9 +137,11 @@ def make_problem(format: str, case: Case, seed: int) -> Problem:
     per_row = factor[matrix][..., None]
     want, size, bias = sums * per_row, size * per_row, None
     if case.bias:
-        bias = torch.randn((matrices, case.n), generator=generator, device="cuda").to(DTYPES[case.bias])
+        bias = torch.randn((matrices, case.product_n), generator=generator, device="cuda").to(DTYPES[case.bias])
         want = want + bias.double()[matrix]
         size = size + bias.double()[matrix].abs() if case.cancels else want
+    if case.activation:
+        want = size = activated(want, case.activation)
     values = case.raw_index or (offsets if grouped else case.counts)
     index = torch.tensor(values, dtype=torch.int64 if case.int64 else torch.int32, device="cuda") if values else None
     return Problem(case, a, b, rows, index, valid, alpha, factors, bias, want, size)

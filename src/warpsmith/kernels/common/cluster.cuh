@@ -60,4 +60,14 @@ WS_DEVICE void load_tensor_multicast(u32 destination, const TensorMap& map, int 
       : "memory");
 }
 
+// The same of five dimensions; the middle ones start at 0.
+WS_DEVICE void load_tensor_interleaved_multicast(u32 destination, const TensorMap& map, int x, int y, int z,
+                                                 u32 barrier, u16 blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %7, %7, %3, %4}], [%5], %6;" ::"r"(destination),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(blocks), "r"(0)
+      : "memory");
+}
+
 }  // namespace ws

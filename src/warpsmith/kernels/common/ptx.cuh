@@ -66,6 +66,13 @@ WS_DEVICE float reciprocal_approx(float value) {
   return result;
 }
 
+// 2^value within 2 ulp; subnormals are 0.
+WS_DEVICE float exp2_approx(float value) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
+
 WS_DEVICE float max_nan(float a, float b) {
   float result;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));

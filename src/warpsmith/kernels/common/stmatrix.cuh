@@ -26,4 +26,8 @@ WS_DEVICE void stmatrix_x2_transposed(u32 address, u32 m0, u32 m1) {
                : "memory");
 }
 
+WS_DEVICE void stmatrix_x1_transposed(u32 address, u32 m0) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(m0) : "memory");
+}
+
 }  // namespace ws

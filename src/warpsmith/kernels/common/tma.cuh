@@ -23,6 +23,15 @@ WS_DEVICE void load_tensor(u32 destination, const TensorMap& map, int x, int y, 
       : "memory");
 }
 
+// The same of five dimensions; the middle ones start at 0.
+WS_DEVICE void load_tensor_interleaved(u32 destination, const TensorMap& map, int x, int y, int z, u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cta.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %6, %6, %3, %4}], "
+      "[%5];" ::"r"(destination),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(barrier), "r"(0)
+      : "memory");
+}
+
 // Copies contiguous bytes; both addresses and the size are multiples of 16.
 WS_DEVICE void load_bulk(u32 destination, const void* source, u32 bytes, u32 barrier) {
   asm volatile("cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(

@@ -65,6 +65,9 @@ using Sums = float[kM64][kN / 2];
 // fp8_block: sums over 128 of K, times the fp32 scales of A and B, are added to those of D.
 // With two buffers the next sums are under way while the last ones are added.
 constexpr bool kPromoted = kType == WgmmaType::e4m3;
+// Activations are of 16-bit operands: a stage of fp8_block has one scale for all rows of B, and a gate's differ from those
+// of what it gates.
+constexpr bool kActivates = !kPromoted;
 constexpr u32 kBuffers = WS_BUFFERS, kTurn = 4;  // stages in a turn of the loop with two buffers
 static_assert(!kPromoted || (kM64 == 1 && kTileN <= 128), "one MMA tile a warpgroup, one of 128 x 128 scales a stage");
 using Part = float[kN / 2];

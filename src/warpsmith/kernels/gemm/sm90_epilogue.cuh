@@ -9,6 +9,7 @@
 #include "common/shared_store.cuh"
 #include "common/stmatrix.cuh"
 #include "common/warpgroup.cuh"
+#include "gemm/sm90_activation.cuh"
 #include "gemm/sm90_config.cuh"
 #include "gemm/sm90_schedule.cuh"
 
@@ -65,44 +66,6 @@ WS_DEVICE float alpha_of(const Problem& p, u32 batch) {
   return alpha;
 }
 
-struct Bias {
-  const u8* values;  // of the batch
-  u32 type, n;
-
-  // Columns i (even) and i + 1, which are both in D or neither.
-  WS_DEVICE float2 pair(u32 i) const {
-    float2 result{};
-    if (type == kNoBias || i >= n) return result;
-    if (type == kBiasFp32) return *reinterpret_cast<const float2*>(values + 4ull * i);
-    const u32 two = *reinterpret_cast<const u32*>(values + 2ull * i);
-    if (type == kBiasBf16) {
-      unpack_bf16x2(two, result.x, result.y);
-    } else {
-      unpack_f16x2(two, result.x, result.y);
-    }
-    return result;
-  }
-
-  // The pairs of 64 columns from i on, as floats for all lanes.
-  WS_DEVICE void stage(u32 to, u32 i, u32 lane) const {
-    if (type == kNoBias) return;
-    const float2 two = pair(i + 2 * lane);
-    store_shared(to + lane * 8, {bits_of(two.x), bits_of(two.y)});
-    __syncwarp();
-  }
-
-  WS_DEVICE float2 staged(u32 from, u32 i) const {
-    u32 words[2] = {};
-    if (type != kNoBias) load_shared(from + i * 4, words);
-    return {float_of(words[0]), float_of(words[1])};
-  }
-
-  WS_DEVICE float one(u32 i) const {
-    const float2 two = pair(i & ~1u);
-    return i % 2 ? two.y : two.x;
-  }
-};
-
 // 16 bytes to global memory, unless `wanted` is 0; `to` is a multiple of 16 or, not `aligned`, of 8.
 WS_DEVICE void store_if(u32 wanted, bool aligned, u8* to, const u32 (&v)[4]) {
   if (aligned) {
@@ -128,18 +91,18 @@ struct Output {
   WS_DEVICE u32 pack(float low, float high) const { return bf16 ? pack_bf16x2(low, high) : pack_f16x2(low, high); }
 };
 
-// Writes 16 rows of D by kN columns: parts of 16 rows of 128 bytes, whose chunks are spread over the banks.
-template <bool kFloats>
+// Writes 16 rows of D by kColumns: parts of 16 rows of 128 bytes, whose chunks are spread over the banks.
+template <bool kFloats, u32 kColumns>
 WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 part,
                           u32 first_row, u32 first_column, u32 lane) {
-  constexpr u32 bytes = kFloats ? 4 : 2, columns = kN < 128 / bytes ? kN : 128 / bytes, chunks = columns * bytes / 16;
+  constexpr u32 bytes = kFloats ? 4 : 2, columns = kColumns < 128 / bytes ? kColumns : 128 / bytes, chunks = columns * bytes / 16;
   const u32 g = lane / 4, t = lane % 4, addends = part + 16 * 128;
   constexpr u32 kStores = chunks / 2, kStep = 16 / kStores;  // of a lane, and the rows between them
   const u32 chunk_row = lane / chunks, chunk = lane % chunks;
   u8* const to = out.d + (first_row + chunk_row) * out.row + static_cast<i64>(first_column) * bytes + chunk * 16;
 #pragma unroll
-  for (u32 start = 0; start < kN; start += columns) {
-    if (start % 64 == 0) bias.stage(addends, first_column + start, lane);
+  for (u32 start = 0; start < kColumns; start += columns) {
+    if (start % 64 == 0) bias.stage(addends, first_column + start + 2 * lane, lane);
 #pragma unroll
     for (u32 j = 0; j < columns / 8; j += 2) {
       u32 pairs[4];
@@ -234,33 +197,80 @@ WS_DEVICE void write_swapped(const float (&sums)[kN / 2], const Output& out, con
   }
 }
 
+// Of activated pairs of rows of the sums: kN rows of D by 8 columns.
 template <bool kFloats>
-WS_DEVICE void write_sums(const Sums& sums, const Output& out, const Bias& bias, const Tile& tile, const Place& place,
-                          float alpha, u32 part) {
+WS_DEVICE void write_swapped_pairs(const float (&sums)[kN / 2], const Output& out, u32 part, u32 first_row,
+                                   u32 first_column, u32 lane) {
+  constexpr u32 bytes = kFloats ? 4 : 2, chunks = bytes / 2;  // of 16 bytes in a row
+  const u32 g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (u32 j = 0; j < kN / 8; ++j) {
+    if constexpr (kFloats) {
+#pragma unroll
+      for (u32 e = 0; e < 2; ++e) store_shared(part + (j * 8 + 2 * t + e) * 32 + g * 4, bits_of(sums[2 * j + e]));
+    } else {
+      stmatrix_x1_transposed(part + (j * 8 + lane % 8) * 16, out.pack(sums[2 * j], sums[2 * j + 1]));
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (u32 i = 0; i < kN * chunks; i += 32) {
+    const u32 row = (i + lane) / chunks, chunk = lane % chunks;
+    if (row >= kN) continue;
+    u32 v[4];
+    load_shared(part + (i + lane) * 16, v);
+    const bool wanted = first_row + row < out.rows && first_column < out.n;
+    store_if(wanted, out.aligned, out.d + (first_row + row) * out.row + first_column * bytes + chunk * 16, v);
+  }
+  __syncwarp();
+}
+
+// Bias and alpha are in the sums already if there is an activation.
+template <bool kFloats>
+WS_DEVICE void write_sums(Sums& sums, const Problem& p, const Output& out, const Bias& bias, const Tile& tile,
+                          const Place& place, float alpha, u32 part) {
 #pragma unroll
   for (u32 i = 0; i < kM64; ++i) {
     const u32 left = place.left() + i * 64 + place.warp * 16, right = place.right();
+    const u32 row = kSwap ? right : left, column = tile.column + (kSwap ? left : right), lane = place.lane;
+    if (!kSwap && left >= tile.rows) continue;
     if constexpr (kSwap) {
-      write_swapped<kFloats>(sums[i], out, bias, alpha, part, right, tile.column + left, place.lane);
+      if (p.is_gated()) {
+        write_swapped_pairs<kFloats>(sums[i], out, part, row, column / 2, lane);
+      } else {
+        write_swapped<kFloats>(sums[i], out, bias, alpha, part, row, column, lane);
+      }
     } else {
-      if (left < tile.rows) {
-        write_rows<kFloats>(sums[i], out, bias, alpha, part, left, tile.column + right, place.lane);
+      if (p.is_gated()) {
+        write_rows<kFloats, kN / 2>(sums[i], out, Bias{nullptr, kNoBias, 0}, 1.0f, part, row, column / 2, lane);
+      } else {
+        write_rows<kFloats, kN>(sums[i], out, bias, alpha, part, row, column, lane);
       }
     }
   }
 }
 
-WS_DEVICE void write_d(const Sums& sums, const Problem& p, const Tile& tile, const Place& place, u32 shared) {
+WS_DEVICE void write_d(Sums& sums, const Problem& p, const Tile& tile, const Place& place, u32 shared) {
   const u32 type = p.flags >> kOutShift & kTypeMask, part = shared + Shared::kParts + threadIdx.x / 32 * kPartBytes;
-  const float alpha = alpha_of(p, tile.batch);
-  const Bias bias{p.bias + tile.batch * p.bias_batch, p.flags >> kBiasShift & kTypeMask, p.n};
+  float alpha = alpha_of(p, tile.batch);
+  Bias bias{p.bias + tile.batch * p.bias_batch, p.flags >> kBiasShift & kTypeMask, p.n};
   u8* const d = p.d + (p.is_grouped() ? 0 : tile.batch * p.d_batch) + tile.row * p.d_row;
   const bool aligned = ((reinterpret_cast<u64>(p.d) | p.d_row | p.d_batch) & 15) == 0;
-  const Output out{d, p.d_row, tile.rows, p.n, type == kOutBf16, aligned};
+  const u32 columns = p.is_gated() ? p.n / 2 : p.n;
+  const Output out{d, p.d_row, tile.rows, columns, type == kOutBf16, aligned};
+  if (p.activation() != 0) {
+#pragma unroll
+    for (u32 i = 0; i < kM64; ++i) {
+      const u32 column = tile.column + (kSwap ? place.left() + i * 64 + place.warp * 16 : place.right());
+      activate_sums(sums[i], p.gate, bias, alpha, part + 2048, p.activation(), column, place.lane);
+    }
+    alpha = 1.0f;
+    bias.type = kNoBias;
+  }
   if (type == kOutFp32) {
-    write_sums<true>(sums, out, bias, tile, place, alpha, part);
+    write_sums<true>(sums, p, out, bias, tile, place, alpha, part);
   } else {
-    write_sums<false>(sums, out, bias, tile, place, alpha, part);
+    write_sums<false>(sums, p, out, bias, tile, place, alpha, part);
   }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// D[M, N] = alpha · A[M, K] · B[N, K]ᵀ + bias on the tensor cores of 9.0 (wgmma): bf16, fp16, and e4m3 with fp32 block
+// D[M, N] = alpha · A[M, K] · B[N, K]ᵀ + bias, or, of bf16 and fp16, an activation of that, on the tensor cores of 9.0 (wgmma): bf16, fp16, and e4m3 with fp32 block
 // scales.
 //
 // A producer warp copies K tiles of A and B into a ring of stages, another one their scales; two warpgroups multiply
@@ -73,12 +73,13 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
                  const float* a_global_scale, const float* b_global_scale, const void* index, float* workspace,
                  unsigned* arrivals, long long d_row, long long d_batch, long long a_scale_batch,
                  long long b_scale_batch, long long bias_batch, unsigned m, unsigned n, unsigned k, unsigned batches,
-                 unsigned splits, float alpha, unsigned flags) {
+                 unsigned splits, float alpha, unsigned flags, float gate_slope, float gate_cube, float gate_limit,
+                 float up_offset) {
   using namespace ws;
   const Problem problem{&a_map, &b_map, static_cast<const u8*>(a_scales), static_cast<const u8*>(b_scales),
                         static_cast<const u8*>(bias), static_cast<u8*>(d), alphas, a_global_scale, b_global_scale,
                         index, workspace, arrivals, d_row, d_batch, a_scale_batch, b_scale_batch, bias_batch, m, n, k,
-                        batches, splits, alpha, flags};
+                        batches, splits, alpha, flags, {gate_slope, gate_cube, gate_limit, up_offset}};
   extern __shared__ __align__(1024) u8 shared[];
   const Ring ring{shared_address(shared)};
   const TileRing slots{ring.base};

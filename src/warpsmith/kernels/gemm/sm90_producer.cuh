@@ -84,6 +84,17 @@ struct TileCopy {
     const u32 to = kSwap ? ring.left() : ring.right(), full = ring.full();
     const int row = static_cast<int>(tile.column), batch = static_cast<int>(tile.batch);
     mbarrier_arrive_expect(full, kStageBytes);
+    if (p.is_gated()) {
+      const int first = row / 16;
+      if constexpr (kCluster == 1) {
+        load_tensor_interleaved(to, *p.b_map, k_of(i), first, batch, full);
+      } else {
+        const u32 part = rank * kPartB;
+        load_tensor_interleaved_multicast(to + part * kRowBytes, *p.b_map, k_of(i), first + static_cast<int>(part / 16),
+                                          batch, full, (1 << kCluster) - 1);
+      }
+      return;
+    }
     if constexpr (kCluster == 1) {
       load_tensor(to, *p.b_map, k_of(i), row, batch, full);
     } else {

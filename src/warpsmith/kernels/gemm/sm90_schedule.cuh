@@ -25,9 +25,16 @@ enum : u32 {
   kAlphaPerBatch = 1 << 9,  // one value for each batch or group, not one
   kGlobalAPerBatch = 1 << 10,
   kGlobalBPerBatch = 1 << 11,
+  kActivationShift = 12,  // of two bits: 0: none
 };
+enum : u32 { kGated = 1, kSquaredRelu = 2, kSwiglu = 3 };  // swiglu: gated, without a look at the numbers of `Gate`
 enum : u32 { kOutBf16 = 0, kOutFp16 = 1, kOutFp32 = 2 };
 enum : u32 { kNoBias = 0, kBiasBf16 = 1, kBiasFp16 = 2, kBiasFp32 = 3 };
+
+// gated: g · sigmoid(g · (slope + cube · g²)) · (u + offset), g at most `limit` and u within ±limit.
+struct Gate {
+  float slope, cube, limit, offset;
+};
 
 struct Problem {
   const TensorMap *a_map, *b_map;
@@ -41,8 +48,11 @@ struct Problem {
   u32 m, n, k, batches, splits;
   float alpha;
   u32 flags;
+  Gate gate;
 
   WS_DEVICE u32 kind() const { return flags & kKindMask; }
+  WS_DEVICE u32 activation() const { return kActivates ? flags >> kActivationShift & kTypeMask : 0; }
+  WS_DEVICE bool is_gated() const { return activation() % 2 != 0; }
   WS_DEVICE bool is_grouped() const { return kind() == kGrouped; }
 };
 
