@@ -20,7 +20,6 @@ enum : u32 {
   kBiasShift = 4,  // 0: no bias
   kTypeMask = 3,
   kIndex64 = 1 << 6,        // index is i64, not i32
-  kRowScalesB = 1 << 8,     // fp8_block: B's scales are 1 x 128, m_major, not 128 x 128
   kAlphaPerBatch = 1 << 9,  // one value for each batch or group, not one
   kGlobalAPerBatch = 1 << 10,
   kGlobalBPerBatch = 1 << 11,
