@@ -2,6 +2,7 @@
 // What the macros of sm12x_blockscaled_gemm.cuh make of one program: operands, tiles, warps, and shared memory.
 #pragma once
 
+#include "common/gemm_problem.cuh"
 #include "common/mma_blockscaled.cuh"
 #include "common/types.cuh"
 
@@ -24,7 +25,6 @@ constexpr bool kMixed = kFormatA == Format::mxfp8 && kFormatB == Format::mxfp4;
 static_assert(kFormatA == kFormatB || kMixed, "operands of one format, or mxfp8 by mxfp4");
 
 WS_DEVICE constexpr u32 element_bits(Format f) { return f == Format::nvfp4 || f == Format::mxfp4 ? 4 : 8; }
-WS_DEVICE constexpr u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
 
 constexpr bool kSwap = WS_SWAP;
 constexpr u32 kTileM = WS_TILE_M, kTileN = WS_TILE_N, kTileK = WS_TILE_K;
