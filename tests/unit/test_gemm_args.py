@@ -16,7 +16,9 @@ from warpsmith.errors import InvalidArgumentError
 from warpsmith.ops import gemm_args as args
 from warpsmith.ops.gemm_args import Operand, Output, Size
 
-SCHEDULE = Path(warpsmith.__file__).parent / "kernels" / "gemm" / "sm80_schedule.cuh"
+KERNEL_SOURCES = Path(warpsmith.__file__).parent / "kernels"
+SHARED = ("common/gemm_problem.cuh", "gemm/sm80_schedule.cuh")
+"""Where the numbers stand that this module shares with the device."""
 TILES = sorted({sm80_tile(v.name) for v in KERNELS[0].variants})
 NAMES = [p.name for p in KERNELS[0].params]
 PLAIN = Operand("bf16", 8192)
@@ -28,7 +30,7 @@ def launched(launch: args.Launch) -> dict[str, int | float]:
 
 
 def test_the_flags_are_those_of_the_device_source() -> None:
-    text = SCHEDULE.read_text(encoding="utf-8")
+    text = "".join((KERNEL_SOURCES / name).read_text(encoding="utf-8") for name in SHARED)
     found = {name: eval(value) for name, value in re.findall(r"\b(k\w+) = ([0-9]+(?: << [0-9]+)?)", text)}  # noqa: S307
     for index, mode in enumerate(MODES):
         assert found[f"k{mode.capitalize()}"] == index

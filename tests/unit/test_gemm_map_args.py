@@ -31,7 +31,7 @@ from warpsmith.ops.gemm_map_args import (
 )
 from warpsmith.runtime.tensor_map import MapSpec
 
-SCHEDULE = Path(warpsmith.__file__).parent / "kernels" / "fp4_gemm" / "sm12x_schedule.cuh"
+SHARED = Path(warpsmith.__file__).parent / "kernels" / "common" / "gemm_problem.cuh"
 TAIL = [p.name for p in PARAMS[12:]]
 TILE = MapTile(128, 128, 128, 1)
 PAIR = MapTile(128, 256, 64, 2)
@@ -44,7 +44,7 @@ def planned(size: Size, tile: MapTile = TILE, a: Operand | None = None, **option
 
 
 def test_the_flags_are_those_of_the_device_source() -> None:
-    text = SCHEDULE.read_text(encoding="utf-8")
+    text = SHARED.read_text(encoding="utf-8")
     found = {name: eval(value) for name, value in re.findall(r"\b(k\w+) = ([0-9]+(?: << [0-9]+)?)", text)}  # noqa: S307
     assert [found[name] for name in ("kGrouped", "kMasked")] == [MODES.index(m) for m in ("grouped", "masked")]
     assert [found[f"kOut{name.capitalize()}"] for name in args.TYPES] == [0, 1, 2]

@@ -90,7 +90,9 @@ def _instructions(a: str, b: str, shape: Shape) -> tuple[Instructions, ...]:
 
 
 def _stage(a: str, b: str, shape: Shape) -> int:
-    """K of a stage."""
+    """K of a stage; of FP8 blocks it is what a scale covers, so that the main loop takes both at once."""
+    if a == "fp8_block":
+        return FORMATS[a].block[1]
     return shape.k if FORMATS[a].element_bits == FORMATS[b].element_bits == 4 else shape.k // 2
 
 

@@ -2,7 +2,8 @@
 """Grids, splits of K and arguments of the GEMM kernels, from plain integers.
 
 The kernels' parameters are pointers first; all that follows them is the tail here, as in `quantization_args`. The
-numbers that the device sources share with this module are in ``kernels/gemm/sm80_schedule.cuh``.
+numbers that the device sources share with this module are in ``kernels/common/gemm_problem.cuh`` and
+``kernels/gemm/sm80_schedule.cuh``.
 """
 
 from __future__ import annotations

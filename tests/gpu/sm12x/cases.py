@@ -27,8 +27,6 @@ class Case:
         Rows of each batch that are multiplied.
     raw_index
         Given to the kernel in place of right offsets: nothing but the surroundings of D is checked then.
-    rows_b
-        fp8_block: B's scales are 1×128.
     bad_global
         The global scale of B's first matrix.
     """
@@ -48,7 +46,6 @@ class Case:
     tail: int = 0
     counts: tuple[int, ...] = ()
     int64: bool = False
-    rows_b: bool = False
     raw_index: tuple[int, ...] = ()
     bad_global: float | None = None
 
@@ -68,9 +65,9 @@ class Suite:
 
     def __init__(self, pair: str, tile_m: int, quick: bool, seed: int) -> None:
         self.pair, self.tile_m, self.quick = pair, tile_m, quick
-        self.by_rows = pair == "fp8_block"
-        step = 128 if self.by_rows else 32
-        self.small_k = (128, 256, 384, 1152) if self.by_rows else tuple(step * x for x in (1, 2, 3, 5, 9, 34))
+        self.fp32_scales = pair == "fp8_block"
+        step = 128 if self.fp32_scales else 32
+        self.small_k = (128, 256, 384, 1152) if self.fp32_scales else tuple(step * x for x in (1, 2, 3, 5, 9, 34))
         self._rng = np.random.default_rng(seed)
         self._out, self._bias = itertools.cycle(OUTPUTS), itertools.cycle(_BIASES)
         self._flip, self._third = itertools.cycle((False, True)), itertools.cycle((False, True, False))
@@ -84,9 +81,6 @@ class Suite:
             "wrong index": self._wrong_index(),
         }
 
-    def _rows_b(self, cycle: Iterator[bool]) -> bool:
-        return next(cycle) and self.by_rows
-
     def _skip(self, out: str) -> bool:
         """Whether a quick run leaves this output out; each of them in turn is kept."""
         return self.quick and out != next(self._out)
@@ -95,7 +89,7 @@ class Suite:
         for m, n, k in itertools.product((1, 3, 17, 129, 777), (8, 24, 136, 520), self.small_k):
             if self.quick and (m * n * k > 2e7 or self._rng.random() < 0.7):
                 continue
-            yield Case(m=m, n=n, k=k, out=next(self._out), rows_b=self._rows_b(self._flip))
+            yield Case(m=m, n=n, k=k, out=next(self._out))
         if not self.quick and self.tile_m >= 64:
             yield Case(m=1000, n=2056, k=4096)
 
@@ -104,29 +98,28 @@ class Suite:
             *((3, 17, 136, 3), (2, 129, 8, 9), (5, 128, 128, 4)),
             *((2, 300, 264, 90), (2, 65, 392, 40)),
         ):
-            k = 128 * (count // 4 + 1) if self.by_rows else 32 * count
+            k = 128 * (count // 4 + 1) if self.fp32_scales else 32 * count
             for out in OUTPUTS:
                 if not (self.quick and count > 9) and not self._skip(out):
-                    rows_b = self._rows_b(self._flip)
                     bias = next(self._bias)
-                    yield Case(batches=batches, m=m, n=n, k=k, out=out, bias=bias, scaled=True, rows_b=rows_b)
+                    yield Case(batches=batches, m=m, n=n, k=k, out=out, bias=bias, scaled=True)
 
     def _styles(self) -> Iterator[Case]:
         for style, out in itertools.product(STYLES, OUTPUTS):
             if self._skip(out):
                 continue
-            yield Case(m=129, n=136, k=384 if self.by_rows else 416, out=out, style=style)
+            yield Case(m=129, n=136, k=384 if self.fp32_scales else 416, out=out, style=style)
             k = 512 if self.quick else 1024
             bias = next(self._bias)
-            yield Case(batches=2, m=77, n=264, k=k, out=out, style=style, bias=bias, rows_b=self.by_rows)
+            yield Case(batches=2, m=77, n=264, k=k, out=out, style=style, bias=bias)
 
     def _grids(self) -> Iterator[Case]:
-        m, k = 300 if self.quick else 600, 384 if self.by_rows else 352
+        m, k = 300 if self.quick else 600, 384 if self.fp32_scales else 352
         for blocks in (1, 3, 7):
             yield Case(batches=2, m=m, n=520, k=k, out="fp16", blocks=blocks, scaled=True)
 
     def _others(self) -> Iterator[Case]:
-        narrow = Case(batches=2, m=70, n=136, k=640, blocks=5, scaled=True, rows_b=self.by_rows)
+        narrow = Case(batches=2, m=70, n=136, k=640, blocks=5, scaled=True)
         for splits, out in ((2, "bf16"), (3, "fp16"), (7, "fp32"), (64, "bf16")):
             yield Case(m=17, n=264, k=1152, out=out, splits=splits, bias=next(self._bias))
             yield replace(narrow, out=out, splits=splits)
@@ -156,12 +149,10 @@ class Suite:
                 scaled=next(self._flip),
                 int64=next(self._third),
                 blocks=(132, 3, 20)[i % 3],
-                rows_b=self._rows_b(self._third),
             )
         for style in STYLES:
-            rows_b = self._rows_b(self._flip)
             out = next(self._out)
-            yield Case("grouped", sizes=(3, 140, 0, 61), n=136, k=384, out=out, style=style, rows_b=rows_b)
+            yield Case("grouped", sizes=(3, 140, 0, 61), n=136, k=384, out=out, style=style)
 
     def _masked(self) -> Iterator[Case]:
         lists: tuple[tuple[int, tuple[int, ...]], ...] = (
@@ -185,7 +176,6 @@ class Suite:
                     scaled=next(self._flip),
                     int64=next(self._third),
                     blocks=(132, 5)[i % 2],
-                    rows_b=self._rows_b(self._third),
                 )
         for style in STYLES:
             yield Case("masked", batches=3, m=70, counts=(70, 1, 33), n=136, k=384, out=next(self._out), style=style)

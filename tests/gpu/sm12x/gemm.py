@@ -84,7 +84,7 @@ def make_problem(rng: np.random.Generator, pair: str, case: Case) -> Problem:
     m = sum(case.sizes) + case.tail if grouped else case.m
     matrices = len(case.sizes) if grouped else case.batches
     format_a, format_b = PAIRS[pair]
-    square = format_b == "fp8_block" and not case.rows_b
+    square = format_b == "fp8_block"
     shape_a, shape_b = (1 if grouped else matrices, m, case.k), (matrices, case.n, case.k)
     a = Operand(rng, format_a, shape_a, case.style, left=True, offsets=offsets)
     b = Operand(rng, format_b, shape_b, case.style, left=False, prepared=format_a != format_b, square=square)
@@ -242,7 +242,7 @@ def _tiles(problem: Problem, tile: tuple[int, int, int]) -> int:
 def _flags(problem: Problem) -> int:
     case = problem.case
     bias = 0 if case.bias is None else _TYPES[case.bias] + 1
-    flags = _MODES[case.mode] | _TYPES[case.out] << 2 | bias << 4 | case.int64 << 6 | case.rows_b << 8
+    flags = _MODES[case.mode] | _TYPES[case.out] << 2 | bias << 4 | case.int64 << 6
     for bit, values in enumerate(problem.factors, 9):
         flags |= (values is not None and len(values) > 1) << bit
     return flags

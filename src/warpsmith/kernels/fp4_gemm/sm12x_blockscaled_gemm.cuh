@@ -33,14 +33,14 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, u32 warp, u3
   Reader reader(warp, lane);
 #pragma unroll 1
   for (;; slots.advance()) {
-    mbarrier_wait(ring.full(), ring.parity);
+    mbarrier_wait(ring.full, ring.parity);
     const Tile tile = load_tile(slots.slot());
     if (tile.stages == 0) return;
     const float alpha = alpha_of(p, tile.batch);
     Sums sums = {};
     MainLoop loop{reader, ring, tile.stages, {}};
     if constexpr (kPromoted) {
-      loop.run_promoted(sums, tile.row % 4, !(p.flags & kRowScalesB));
+      loop.run_promoted(sums, tile.row % 4);
     } else {
       reader.set_rows(tile.scale_row);
       loop.run(sums);
@@ -70,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, 1)
                         index, workspace, arrivals, d_row, d_batch, a_scale_batch, b_scale_batch, bias_batch, m, n, k,
                         batches, splits, alpha, flags};
   extern __shared__ __align__(1024) u8 shared[];
-  const Ring ring{shared_address(shared)};
+  const Ring ring(shared_address(shared));
   const TileRing slots{ring.base};
   const u32 warp = __shfl_sync(kAllLanes, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {

@@ -2,6 +2,7 @@
 // What the macros of sm12x_blockscaled_gemm.cuh make of one program: operands, tiles, warps, and shared memory.
 #pragma once
 
+#include "common/gemm_problem.cuh"
 #include "common/mma_blockscaled.cuh"
 #include "common/types.cuh"
 
@@ -24,7 +25,6 @@ constexpr bool kMixed = kFormatA == Format::mxfp8 && kFormatB == Format::mxfp4;
 static_assert(kFormatA == kFormatB || kMixed, "operands of one format, or mxfp8 by mxfp4");
 
 WS_DEVICE constexpr u32 element_bits(Format f) { return f == Format::nvfp4 || f == Format::mxfp4 ? 4 : 8; }
-WS_DEVICE constexpr u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
 
 constexpr bool kSwap = WS_SWAP;
 constexpr u32 kTileM = WS_TILE_M, kTileN = WS_TILE_N, kTileK = WS_TILE_K;
@@ -50,7 +50,7 @@ constexpr u32 kAtoms = kTileK < kScaleK ? 1 : kTileK / kScaleK;
 constexpr u32 kScaleStages = kTileK < kScaleK ? kScaleK / kTileK : 1;
 constexpr u32 kScaleSteps = kScaleK / mma_k(kKind);
 
-static_assert(kScaleStages <= 2 && (!kPromoted || kTileK <= kScaleK), "a scale serves one stage or two");
+static_assert(kScaleStages <= (kPromoted ? 1 : 2) && (!kPromoted || kAtoms == 1), "a scale serves one stage or two");
 
 // ---- operands -----------------------------------------------------------------------------------------------------
 
@@ -69,8 +69,8 @@ struct Operand {
   static constexpr u32 kTileBytes = kRows * kRowBytes;
   static constexpr u32 kStepBytes = kPrepared ? 16 : 32;  // of a row
   static constexpr u32 kBlocks = div_up(kRows, 128);      // of 128 rows
-  // fp32 scales are copied from a multiple of four rows on.
-  static constexpr u32 kScaleBytes = kPromoted ? (kRows + 4) * 4 : kBlocks * kAtoms * kAtomBytes;
+  // fp32 scales of A are copied from a multiple of four rows on; one serves all rows of B.
+  static constexpr u32 kScaleBytes = kPromoted ? (kIsA ? (kRows + 4) * 4 : 16) : kBlocks * kAtoms * kAtomBytes;
   static_assert(kRowBytes <= 128 && kRows <= 256, "a box of a tensor map");
 };
 
@@ -89,8 +89,8 @@ using Sums = float[kM16][kN8][4];
 constexpr u32 kMmaWarps = WS_WARPS_M * WS_WARPS_N, kMmaThreads = 32 * kMmaWarps;
 constexpr bool kMovesRegisters = kMmaWarps == 8;
 constexpr u32 kThreads = kMmaThreads + (kMovesRegisters ? 128 : 32);
-constexpr u32 kProducerRegisters = kFormatA == Format::nvfp4 ? 40 : 56;
-constexpr u32 kMmaRegisters = kFormatA == Format::nvfp4 ? 232 : 224;
+constexpr u32 kProducerRegisters = kKind == MmaKind::e4m3_e4m3 ? 56 : 40;
+constexpr u32 kMmaRegisters = kKind == MmaKind::e4m3_e4m3 ? 224 : 232;
 static_assert(kMmaWarps == 4 || kMmaWarps == 8, "one or two MMA warps in a partition of the SM");
 static_assert(128 * kProducerRegisters + 256 * kMmaRegisters <= 384 * 168, "registers that the block starts with");
 
@@ -127,17 +127,18 @@ struct Shared {
   static_assert(kBytes <= kLimit && kStages >= 2, "shared memory of a block of 12.x");
 };
 
-// A place in the ring of stages; producer and consumers each walk their own.
+// A place in the ring of stages; producer and consumers each walk their own. All are shared addresses.
 struct Ring {
-  u32 base;  // shared address
-  u32 index = 0, parity = 0;
+  u32 base, stage, full, parity;
 
-  WS_DEVICE u32 stage() const { return base + index * Stage::kBytes; }
-  WS_DEVICE u32 full() const { return base + Shared::kFull + index * 8; }
-  WS_DEVICE u32 empty() const { return base + Shared::kEmpty + index * 8; }
+  WS_DEVICE explicit Ring(u32 shared) : base(shared), stage(shared), full(shared + Shared::kFull), parity(0) {}
+  WS_DEVICE u32 empty() const { return full + (Shared::kEmpty - Shared::kFull); }
   WS_DEVICE void advance() {
-    if (++index == Shared::kStages) {
-      index = 0;
+    stage += Stage::kBytes;
+    full += 8;
+    if (full == base + Shared::kEmpty) {
+      stage = base;
+      full = base + Shared::kFull;
       parity ^= 1;
     }
   }

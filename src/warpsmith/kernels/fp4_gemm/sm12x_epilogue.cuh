@@ -3,7 +3,7 @@
 // first.
 #pragma once
 
-#include "common/convert.cuh"
+#include "common/gemm_problem.cuh"
 #include "common/shared_store.cuh"
 #include "common/warpgroup.cuh"
 #include "fp4_gemm/sm12x_config.cuh"
@@ -49,47 +49,6 @@ WS_DEVICE bool add_splits(Sums& sums, const Problem& p, const Tile& tile, u32 sp
     }
   }
   return true;
-}
-
-// Product of the host's factor and the device's for a batch. nvfp4 with a global scale that is not positive and finite
-// dequantizes to NaN.
-WS_DEVICE float alpha_of(const Problem& p, u32 batch) {
-  float alpha = p.alpha;
-  if (p.alphas) alpha *= p.alphas[p.flags & kAlphaPerBatch ? batch : 0];
-  const float* const scales[2] = {p.a_global_scale, p.b_global_scale};
-#pragma unroll
-  for (u32 i = 0; i < 2; ++i) {
-    if (!scales[i]) continue;
-    const float scale = scales[i][p.flags & (i == 0 ? kGlobalAPerBatch : kGlobalBPerBatch) ? batch : 0];
-    alpha = scale > 0.0f && is_finite(scale) ? alpha / scale : float_of(kQuietNan);
-  }
-  return alpha;
-}
-
-// Four values of bias from column i on, a multiple of 4.
-WS_DEVICE float4 load_bias(const u8* bias, u32 type, u32 i) {
-  if (type == kBiasFp32) return *reinterpret_cast<const float4*>(bias + 4ull * i);
-  float4 result{};
-  if (type == kNoBias) return result;
-  const uint2 pairs = *reinterpret_cast<const uint2*>(bias + 2ull * i);
-  if (type == kBiasBf16) {
-    unpack_bf16x2(pairs.x, result.x, result.y);
-    unpack_bf16x2(pairs.y, result.z, result.w);
-  } else {
-    unpack_f16x2(pairs.x, result.x, result.y);
-    unpack_f16x2(pairs.y, result.z, result.w);
-  }
-  return result;
-}
-
-WS_DEVICE void store_values(u8* to, u32 type, const float4& v) {
-  if (type == kOutFp32) {
-    *reinterpret_cast<float4*>(to) = v;
-  } else if (type == kOutBf16) {
-    *reinterpret_cast<uint2*>(to) = {pack_bf16x2(v.x, v.y), pack_bf16x2(v.z, v.w)};
-  } else {
-    *reinterpret_cast<uint2*>(to) = {pack_f16x2(v.x, v.y), pack_f16x2(v.z, v.w)};
-  }
 }
 
 // A part is 8 rows of D by kPartColumns, as floats. From there one short loop serves all parts and all types. Rows of a

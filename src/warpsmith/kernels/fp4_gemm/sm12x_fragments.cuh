@@ -118,8 +118,9 @@ struct Fragments {
     for (u32 i = 0; i < kM16; ++i) {
 #pragma unroll
       for (u32 j = 0; j < kN8; ++j) {
-        block_scaled_mma<kKind>(sums[i][j], left[i], right[j], left_scales[i / 2], right_scales[j / 4], byte, i % 2,
-                                byte, j % 4);
+        // scales of 1 are 1 in every lane: selectors that are all 0 take no register
+        block_scaled_mma<kKind>(sums[i][j], left[i], right[j], left_scales[i / 2], right_scales[j / 4], byte,
+                                kPromoted ? 0 : i % 2, byte, kPromoted ? 0 : j % 4);
       }
     }
   }

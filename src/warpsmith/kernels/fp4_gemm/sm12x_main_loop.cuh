@@ -9,38 +9,36 @@
 
 namespace ws {
 
-// The fp32 scales of a lane's rows of the left operand and columns of the right one, for 128 of K.
+// The fp32 scales of a lane's rows of A, times B's, for 128 of K.
 struct FloatScales {
-  float left[2 * kM16], right[2 * kN8];
+  float factors[kSwap ? 2 * kN8 : 2 * kM16];
 
-  // `shift` is where the first row's scale of A lies: copies start at a multiple of four rows. A scale that serves all
-  // of B's rows goes into those of A.
-  WS_DEVICE void read(u32 stage, const Reader& reader, u32 shift, bool one_for_b) {
+  // `shift` is where the first row's scale of A lies: copies start at a multiple of four rows.
+  WS_DEVICE void read(u32 stage, const Reader& reader, u32 shift) {
     const u32 g = reader.lane / 4, t = reader.lane % 4;
-    const u32 first_left = reader.warp_left * Left::kWarpRows + (kSwap ? 0 : shift);
-    const u32 first_right = reader.warp_right * Right::kWarpRows + (kSwap ? shift : 0);
-    const float for_all = one_for_b ? word(stage + (kSwap ? Stage::kLeftScales : Stage::kRightScales)) : 1.0f;
-    if (!kSwap || !one_for_b) {
+    if constexpr (kSwap) {
+      const float b = word(stage + Stage::kLeftScales);
+      const u32 from = stage + Stage::kRightScales + (reader.warp_right * Right::kWarpRows + shift) * 4;
 #pragma unroll
-      for (u32 i = 0; i < 2 * kM16; ++i) {
-        left[i] = word(stage + Stage::kLeftScales + (first_left + slab_row(i, g)) * 4) * (kSwap ? 1.0f : for_all);
-      }
-    }
-    if (kSwap || !one_for_b) {
+      for (u32 j = 0; j < 2 * kN8; ++j) factors[j] = word(from + (slab_row(j / 2, 2 * t) + j % 2) * 4) * b;
+    } else {
+      const float b = word(stage + Stage::kRightScales);
+      const u32 from = stage + Stage::kLeftScales + (reader.warp_left * Left::kWarpRows + shift) * 4;
 #pragma unroll
-      for (u32 j = 0; j < kN8; ++j) {
-        const u32 at = stage + Stage::kRightScales + (first_right + slab_row(j, 2 * t)) * 4;
-        right[2 * j] = word(at) * (kSwap ? for_all : 1.0f);
-        right[2 * j + 1] = word(at + 4) * (kSwap ? for_all : 1.0f);
-      }
+      for (u32 i = 0; i < 2 * kM16; ++i) factors[i] = word(from + slab_row(i, g) * 4) * b;
     }
   }
 
-  WS_DEVICE void add(Sums& sums, const Sums& part, bool one_for_b) const {
-    if (one_for_b) {
-      add_with(sums, part, [&](u32 l, u32 r) { return kSwap ? right[r] : left[l]; });
-    } else {
-      add_with(sums, part, [&](u32 l, u32 r) { return left[l] * right[r]; });
+  WS_DEVICE void add(Sums& sums, const Sums& part) const {
+#pragma unroll
+    for (u32 i = 0; i < kM16; ++i) {
+#pragma unroll
+      for (u32 j = 0; j < kN8; ++j) {
+#pragma unroll
+        for (u32 c = 0; c < 4; ++c) {
+          sums[i][j][c] = __fmaf_rn(part[i][j][c], factors[kSwap ? 2 * j + c % 2 : 2 * i + c / 2], sums[i][j][c]);
+        }
+      }
     }
   }
 
@@ -50,34 +48,19 @@ struct FloatScales {
     load_shared(address, words);
     return float_of(words[0]);
   }
-
-  template <class Factor>
-  WS_DEVICE static void add_with(Sums& sums, const Sums& part, const Factor& factor) {
-#pragma unroll
-    for (u32 i = 0; i < kM16; ++i) {
-#pragma unroll
-      for (u32 j = 0; j < kN8; ++j) {
-#pragma unroll
-        for (u32 c = 0; c < 4; ++c) {
-          sums[i][j][c] = __fmaf_rn(part[i][j][c], factor(2 * i + c / 2, 2 * j + c % 2), sums[i][j][c]);
-        }
-      }
-    }
-  }
 };
 
 struct MainLoop {
   const Reader& reader;
   Ring& ring;
-  u32 stages;  // left
+  u32 stages;  // left, one at least
   Fragments fragments[2];
   bool fresh = true;  // the next stage is the first of those that share scales
 
-  // Waits for the next stage, if there is one, and reads its first fragments.
+  // Waits for the next stage and reads its first fragments.
   WS_DEVICE void start() {
-    if (stages == 0) return;
-    mbarrier_wait(ring.full(), ring.parity);
-    reader.read<0>(ring.stage(), fragments[0], fragments[1], fresh);
+    mbarrier_wait(ring.full, ring.parity);
+    reader.read<0>(ring.stage, fragments[0], fragments[1], fresh);
     fresh = !fresh;
   }
 
@@ -85,19 +68,19 @@ struct MainLoop {
   template <u32 kStep = 0>
   WS_DEVICE void multiply_steps(Sums& sums) {
     if constexpr (kStep + 1 < kSteps) {
-      reader.read<kStep + 1>(ring.stage(), fragments[(kStep + 1) % 2], fragments[kStep % 2], true);
+      reader.read<kStep + 1>(ring.stage, fragments[(kStep + 1) % 2], fragments[kStep % 2], true);
       fragments[kStep % 2].multiply_add(sums, kScaleByte<kStep>);
       multiply_steps<kStep + 1>(sums);
     }
   }
 
   // The last step runs while the next stage's first fragments arrive.
+  template <bool kLast>
   WS_DEVICE void multiply_stage(Sums& sums) {
     multiply_steps(sums);
     const u32 empty = ring.empty();
     ring.advance();
-    --stages;
-    start();
+    if constexpr (!kLast) start();
     __syncwarp();
     if (WS_EVERY_LANE_ARRIVES || reader.lane == 0) mbarrier_arrive(empty);
     fragments[1].multiply_add(sums, kScaleByte<kSteps - 1>);
@@ -106,21 +89,25 @@ struct MainLoop {
   WS_DEVICE void run(Sums& sums) {
     start();
 #pragma unroll 1
-    while (stages != 0) multiply_stage(sums);
+    while (--stages != 0) multiply_stage<false>(sums);
+    multiply_stage<true>(sums);
   }
 
-  // With fp32 scales: a turn is what they cover.
-  WS_DEVICE void run_promoted(Sums& sums, u32 shift, bool one_for_b) {
+  // With fp32 scales, which cover a stage.
+  template <bool kLast>
+  WS_DEVICE void promote_stage(Sums& sums, u32 shift) {
+    Sums part = {};
+    FloatScales scales;
+    scales.read(ring.stage, reader, shift);
+    multiply_stage<kLast>(part);
+    scales.add(sums, part);
+  }
+
+  WS_DEVICE void run_promoted(Sums& sums, u32 shift) {
     start();
 #pragma unroll 1
-    while (stages != 0) {
-      Sums part = {};
-      FloatScales scales;
-      if constexpr (kScaleStages == 2) multiply_stage(part);
-      scales.read(ring.stage(), reader, shift, one_for_b);
-      multiply_stage(part);
-      scales.add(sums, part, one_for_b);
-    }
+    while (--stages != 0) promote_stage<false>(sums, shift);
+    promote_stage<true>(sums, shift);
   }
 };
 

@@ -39,8 +39,7 @@ struct AtomCopy {
   }
 };
 
-// One operand's fp32 scales for a tile, m_major: a row of them for every 128 of K, from a multiple of four rows on.
-template <class Op>
+// A's fp32 scales for a tile, m_major: a row of them for every 128 of K, from a multiple of four rows on.
 struct RowScaleCopy {
   const u8* source;
   u32 pitch, size;  // bytes: of a row of scales, of the tile's part
@@ -48,7 +47,7 @@ struct RowScaleCopy {
   WS_DEVICE RowScaleCopy(const u8* scales, u32 row, u32 all_rows) {
     const u32 start = row / 4 * 4, padded = (all_rows + 3) / 4 * 4;
     pitch = padded * 4;
-    size = min(Op::kRows + (row % 4 ? 4 : 0), padded - start) * 4;
+    size = min(kTileM + (row % 4 ? 4 : 0), padded - start) * 4;
     source = scales + start * 4ull;
   }
 
@@ -114,7 +113,7 @@ struct TileCopy {
     const AtomCopy<B> b(b_scales(), tile.column, p.n - tile.column, p.k);
 #pragma unroll 1
     for (u32 i = 0; i < tile.stages; ++i, ring.advance()) {
-      const u32 stage = ring.stage(), full = ring.full(), k = tile.first_stage + i;
+      const u32 stage = ring.stage, full = ring.full, k = tile.first_stage + i;
       begin_stage(ring, slots, i == 0);
       if (lane != 0) continue;
       const bool scales = k % kScaleStages == 0;
@@ -125,23 +124,19 @@ struct TileCopy {
     }
   }
 
-  // The scales of 128 of K come with the last of their stages.
+  // A stage is what a scale covers.
   WS_DEVICE void with_floats(Ring& ring, const TileRing& slots) const {
-    const bool by_rows = p.flags & kRowScalesB;
-    const RowScaleCopy<A> a(a_scales(), tile.row, p.m);
-    const RowScaleCopy<B> b(b_scales(), tile.column, p.n);
-    SquareScales square(b_scales(), tile.column, p.k, lane);
+    const RowScaleCopy a(a_scales(), tile.row, p.m);
+    SquareScales b(b_scales(), tile.column, p.k, lane);
 #pragma unroll 1
     for (u32 i = 0; i < tile.stages; ++i, ring.advance()) {
-      const u32 stage = ring.stage(), full = ring.full(), k = tile.first_stage + i, k_block = k / kScaleStages;
-      const bool scales = k % kScaleStages == kScaleStages - 1;
-      const float factor = by_rows || !scales ? 0.0f : square.at(k_block, i < kScaleStages);
+      const u32 stage = ring.stage, full = ring.full, k = tile.first_stage + i;
+      const float factor = b.at(k, i == 0);
       begin_stage(ring, slots, i == 0);
       if (lane != 0) continue;
-      if (scales && !by_rows) store_shared(stage + kBScales, bits_of(factor));
-      copy_elements(stage, k, scales ? a.bytes() + (by_rows ? b.bytes() : 0) : 0, full);
-      if (scales) a.copy(stage + kAScales, k_block, full);
-      if (scales && by_rows) b.copy(stage + kBScales, k_block, full);
+      store_shared(stage + kBScales, bits_of(factor));
+      copy_elements(stage, k, a.bytes(), full);
+      a.copy(stage + kAScales, k, full);
     }
   }
 };
@@ -181,7 +176,7 @@ WS_DEVICE void produce(const Problem& p, Ring ring, TileRing slots, u32 lane) {
   if (lane != 0) return;
   tile = {};
   save_tile(slots.slot(), tile);
-  mbarrier_arrive(ring.full());
+  mbarrier_arrive(ring.full);
 }
 
 }  // namespace ws

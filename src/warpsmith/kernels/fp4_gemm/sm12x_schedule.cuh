@@ -2,6 +2,7 @@
 // The problem as the kernel gets it, and the tiles of D that a block computes.
 #pragma once
 
+#include "common/gemm_problem.cuh"
 #include "common/shared_load.cuh"
 #include "common/shared_store.cuh"
 #include "common/tma.cuh"
@@ -9,24 +10,6 @@
 #include "fp4_gemm/sm12x_config.cuh"
 
 namespace ws {
-
-// Bits of `flags`, from the lowest: 2 kind, 2 type of D, 2 type of bias, then single ones.
-enum : u32 {
-  kDense = 0,    // `batches` matrices of m rows
-  kGrouped = 1,  // m rows in all; group g is rows index[g] to index[g + 1]
-  kMasked = 2,   // `batches` matrices of m rows, of which the first index[g] count
-  kKindMask = 3,
-  kOutShift = 2,
-  kBiasShift = 4,  // 0: no bias
-  kTypeMask = 3,
-  kIndex64 = 1 << 6,        // index is i64, not i32
-  kRowScalesB = 1 << 8,     // fp8_block: B's scales are 1 x 128, m_major, not 128 x 128
-  kAlphaPerBatch = 1 << 9,  // one value for each batch or group, not one
-  kGlobalAPerBatch = 1 << 10,
-  kGlobalBPerBatch = 1 << 11,
-};
-enum : u32 { kOutBf16 = 0, kOutFp16 = 1, kOutFp32 = 2 };
-enum : u32 { kNoBias = 0, kBiasBf16 = 1, kBiasFp16 = 2, kBiasFp32 = 3 };
 
 struct Problem {
   const TensorMap *a_map, *b_map;
@@ -72,12 +55,6 @@ struct Rows {
   u32 first, count;
 };
 
-// index[i] within 0..m, so that no value of it leads outside the operands.
-WS_DEVICE u32 read_index(const Problem& p, u32 i) {
-  const i64 value = p.flags & kIndex64 ? static_cast<const i64*>(p.index)[i] : static_cast<const int*>(p.index)[i];
-  return static_cast<u32>(max(0ll, min(value, static_cast<i64>(p.m))));
-}
-
 WS_DEVICE Rows rows_of(const Problem& p, u32 batch) {
   if (batch >= p.batches) return {0, 0};
   if (p.kind() == kDense) return {0, p.m};
@@ -120,13 +97,12 @@ class TileFinder {
     tile.batch = base_ + source * kPerLane + __shfl_sync(kAllLanes, which, source);
     // only where offsets on the device make no sense
     if (rest >= tiles(rows.count)) return false;
-    place(p, rows, rest, tile);
+    place_tile(p, rows, rest, tile);
     return true;
   }
 
  private:
   static constexpr u32 kPerLane = 4, kWindow = 32 * kPerLane;
-  static constexpr u32 kBand = 8;
 
   WS_DEVICE u32 tiles(u32 rows) const { return div_up(rows, kTileM) * columns_; }
 
@@ -148,15 +124,13 @@ class TileFinder {
     before_ = through_ - own;
   }
 
-  // Bands of kBand rows of tiles are walked column by column, so that blocks that run at the same time share rows of A
-  // and of B in L2.
-  WS_DEVICE void place(const Problem& p, const Rows& rows, u32 in_matrix, Tile& tile) const {
-    const u32 band = in_matrix / (kBand * columns_), in_band = in_matrix % (kBand * columns_);
-    const u32 height = min(kBand, div_up(rows.count, kTileM) - band * kBand);
-    const u32 row = (band * kBand + in_band % height) * kTileM;
+  WS_DEVICE void place_tile(const Problem& p, const Rows& rows, u32 in_matrix, Tile& tile) const {
+    u32 tile_row, tile_column;
+    place(in_matrix, div_up(rows.count, kTileM), columns_, tile_row, tile_column);
+    const u32 row = tile_row * kTileM;
     tile.row = rows.first + row;
     tile.rows = min(kTileM, rows.count - row);
-    tile.column = in_band / height * kTileN;
+    tile.column = tile_column * kTileN;
     tile.scale_row = row + (p.is_grouped() ? (rows.first + 127 * tile.batch) / 128 * 128 : 0);
   }
 

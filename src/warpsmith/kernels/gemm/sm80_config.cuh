@@ -51,17 +51,6 @@ constexpr u32 kWarpsMN = WS_WARPS_M * WS_WARPS_N;
 constexpr u32 kThreads = 32 * kWarpsMN * kWarpsK;
 constexpr u32 kStages = WS_STAGES;
 constexpr bool kSwap = WS_SWAP;
-// Few rows of A in 16 bits, quantized weights: the loop of sm80_stream.cuh instead of the tiles below.
-#ifndef WS_STREAM
-#define WS_STREAM 0
-#endif
-constexpr bool kStream = WS_STREAM;
-// Large tiles of quantized operands: the loop of sm80_converted.cuh.
-#ifndef WS_CONVERT
-#define WS_CONVERT 0
-#endif
-constexpr bool kConvert = WS_CONVERT;
-constexpr u32 kDecodedBuffers = kConvert ? 3 : 2;
 
 // Elements of K that a warp consumes at a time. With a quantized operand a step is 32, of which lanes t = 0..3 of a row
 // own elements 8t..8t+7: one word of e2m1, two of e4m3, four of 16 bits. A sum over K does not depend on the order of
@@ -135,31 +124,13 @@ using Sums = float[kM16][kN8][4];
 
 // ---- shared memory --------------------------------------------------------------------------------------------------
 
-// A warp's ring of segments (sm80_stream.cuh).
-struct StreamRing {
-  static constexpr u32 kSegment = 128;
-  static constexpr u32 kWeightBytes = Left::kWarpRows * kSegment * Left::kBits / 8;
-  static constexpr u32 kScaleBytes = Left::kFloatScales ? 16 : Left::kGroups * (Left::kScalesElements ? 128 : 64);
-  static constexpr u32 kSlot = kWeightBytes + kScaleBytes;
-};
-static_assert(!kConvert || (kWarpsK == 1 && kStages >= 3 && !kBothPlain), "three stages of scales in flight");
-static_assert(!kStream || (kSwap && Left::kBits < 16 && Right::kBits == 16), "weights alone are streamed");
-static_assert(!kStream || (WS_WARPS_M == 1 && kTileK == kWarpsK * StreamRing::kSegment), "a segment a warp");
-static_assert(!kStream || !Left::kFloatScales || Left::kOneScale, "one scale a segment");
-
 struct Shared {
   static constexpr u32 kStage = Left::kTileBytes + Right::kTileBytes;  // left tile, then right tile
   static constexpr u32 kLeftRaw = kStages * kStage;                    // [kStages][unit] scales as they come
   static constexpr u32 kRightRaw = kLeftRaw + kStages * Left::kUnits * Left::kUnitBytes;
   static constexpr u32 kLeftScales = (kRightRaw + kStages * Right::kUnits * Right::kUnitBytes + 15) / 16 * 16;
-  static constexpr u32 kRightScales = kLeftScales + kDecodedBuffers * Left::kDecodedBytes;
-  static constexpr u32 kWide = (kRightScales + kDecodedBuffers * Right::kDecodedBytes + 127) / 128 * 128;
-  static constexpr u32 kWideLeft = Left::kBits < 16 ? Left::kRows * kTileK * 2 : 0;
-  static constexpr u32 kWideStage = kWideLeft + (Right::kBits < 16 ? Right::kRows * kTileK * 2 : 0);
-  static constexpr u32 kPipeline =
-      kStream    ? kStages * StreamRing::kSlot * kThreads / 32
-      : kConvert ? kWide + 2 * kWideStage
-                 : kRightScales + kDecodedBuffers * Right::kDecodedBytes;
+  static constexpr u32 kRightScales = kLeftScales + 2 * Left::kDecodedBytes;
+  static constexpr u32 kPipeline = kRightScales + 2 * Right::kDecodedBytes;
   // After the last copy, from 0 on, the sums of warps that share a part of D.
   static constexpr u32 kPartialSums = (kWarpsK - 1) * kTileM * kTileN * 4;
   static constexpr u32 kTile = kPipeline > kPartialSums ? kPipeline : kPartialSums;  // which tile this is

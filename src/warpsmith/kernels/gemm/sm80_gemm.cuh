@@ -11,8 +11,6 @@
 //   WS_WARPS_K                        warps that divide a stage's K
 //   WS_STAGES, WS_BLOCKS              stages; blocks that an SM should hold
 //   WS_SWAP                           1: rows of B are the MMA's 16-row operand (small M)
-//   WS_CONVERT                        1: large tiles of quantized operands, the loop of sm80_converted.cuh
-//   WS_STREAM                         1: with WS_SWAP, A in 16 bits and B quantized, the loop of sm80_stream.cuh
 //
 // grid = (tiles, splits of K, 1). With splits, `workspace` takes tiles · splits · TILE_M · TILE_N floats and `arrivals`
 // one word a tile, 0 at launch and 0 again after it.
@@ -35,13 +33,7 @@
 #include "gemm/sm80_config.cuh"
 #include "gemm/sm80_epilogue.cuh"
 #include "gemm/sm80_schedule.cuh"
-#if WS_STREAM
-#include "gemm/sm80_stream.cuh"
-#elif WS_CONVERT
-#include "gemm/sm80_converted.cuh"
-#else
 #include "gemm/sm80_tiles.cuh"
-#endif
 
 namespace ws {
 

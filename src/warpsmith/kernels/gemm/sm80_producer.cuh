@@ -25,10 +25,10 @@ struct Producer {
     return shared + Shared::kRightRaw + slot * Right::kUnits * Right::kUnitBytes;
   }
   WS_DEVICE u32 left_decoded(u32 k_tile) const {
-    return shared + Shared::kLeftScales + k_tile % kDecodedBuffers * Left::kDecodedBytes;
+    return shared + Shared::kLeftScales + k_tile % 2 * Left::kDecodedBytes;
   }
   WS_DEVICE u32 right_decoded(u32 k_tile) const {
-    return shared + Shared::kRightScales + k_tile % kDecodedBuffers * Right::kDecodedBytes;
+    return shared + Shared::kRightScales + k_tile % 2 * Right::kDecodedBytes;
   }
 
   // One group: the elements of tile `next`, and the scales of the one after it.

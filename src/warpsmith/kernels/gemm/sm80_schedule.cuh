@@ -2,6 +2,7 @@
 // The problem as the kernel gets it, and which tile of D a block computes.
 #pragma once
 
+#include "common/gemm_problem.cuh"
 #include "common/shared_load.cuh"
 #include "common/shared_store.cuh"
 #include "common/types.cuh"
@@ -9,24 +10,11 @@
 
 namespace ws {
 
-// Bits of `flags`, from the lowest: 2 kind, 2 type of D, 2 type of bias, then single ones.
+// Bits of `flags` beside those of every GEMM.
 enum : u32 {
-  kDense = 0,    // `batches` matrices of m rows
-  kGrouped = 1,  // m rows in all; group g is rows index[g] to index[g + 1]
-  kMasked = 2,   // `batches` matrices of m rows, of which the first index[g] count
-  kKindMask = 3,
-  kOutShift = 2,
-  kBiasShift = 4,  // 0: no bias
-  kTypeMask = 3,
-  kIndex64 = 1 << 6,        // index is i64, not i32
-  kTiledScalesA = 1 << 7,   // 128x4 (bytes) or m_major (fp32), not linear
+  kTiledScalesA = 1 << 7,  // 128x4 (bytes) or m_major (fp32), not linear
   kTiledScalesB = 1 << 8,
-  kAlphaPerBatch = 1 << 9,  // one value for each batch or group, not one
-  kGlobalAPerBatch = 1 << 10,
-  kGlobalBPerBatch = 1 << 11,
 };
-enum : u32 { kOutBf16 = 0, kOutFp16 = 1, kOutFp32 = 2 };
-enum : u32 { kNoBias = 0, kBiasBf16 = 1, kBiasFp16 = 2, kBiasFp32 = 3 };
 
 struct Problem {
   const u8 *a, *b, *a_scales, *b_scales, *bias;
@@ -75,14 +63,6 @@ struct WarpPlace {
   }
 };
 
-WS_DEVICE constexpr u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
-
-// index[i], kept within 0..m so that no value of it leads outside the operands.
-WS_DEVICE u32 read_index(const Problem& p, u32 i) {
-  const i64 value = p.flags & kIndex64 ? static_cast<const i64*>(p.index)[i] : static_cast<const int*>(p.index)[i];
-  return static_cast<u32>(max(0ll, min(value, static_cast<i64>(p.m))));
-}
-
 // Finds the group of the `target`-th tile row. Every thread looks at one group: prefix sums over a warp, then over the
 // warps. Returns false where there are fewer tile rows.
 WS_DEVICE bool find_group(const Problem& p, u32 target, u32* words, u32& group, u32& tile_row) {
@@ -124,16 +104,6 @@ WS_DEVICE bool find_group(const Problem& p, u32 target, u32* words, u32& group, 
     __syncthreads();
   }
   return false;
-}
-
-// Bands of 8 rows of tiles are walked column by column, so that blocks that run at the same time share rows of A and of
-// B in L2.
-WS_DEVICE void place(u32 in_matrix, u32 tile_rows, u32 tile_columns, u32& tile_row, u32& tile_column) {
-  constexpr u32 height = 8;
-  const u32 band = in_matrix / (height * tile_columns), in_band = in_matrix % (height * tile_columns);
-  const u32 rows = min(height, tile_rows - band * height);
-  tile_row = band * height + in_band % rows;
-  tile_column = in_band / rows;
 }
 
 // The tile of block `index`, or false where it has none.
