@@ -190,10 +190,10 @@ class Variant:
         Problems that resolve to it: proof that it is not dead.
     instructions
         What its SASS must hold.
-    tolerance
-        Relative error that its sums may have: more than fp32's where the tensor cores add in fewer bits.
     activations
         Those of the product that its epilogue computes, for a problem of the operation `gemm`.
+    tolerance
+        Relative error that its sums may have: more than fp32's where the tensor cores add in fewer bits.
     """
 
     name: str
@@ -202,8 +202,8 @@ class Variant:
     witnesses: tuple[Problem, ...]
     tile: str = "default"
     instructions: tuple[Instructions, ...] = ()
-    tolerance: float = 0.0
     activations: tuple[str, ...] = ()
+    tolerance: float = 0.0
 
     def mismatch(self, problem: Problem) -> str | None:
         """Why the variant does not compute the problem, or None if it does."""
