@@ -190,13 +190,13 @@ class Variant:
         Problems that resolve to it: proof that it is not dead.
     instructions
         What its SASS must hold.
-    tolerance
-        Relative error that its sums may have: more than fp32's where the tensor cores add in fewer bits.
     limits
         Sizes that it computes, the same for all tiles of a kernel and a format; kernels behind it in the catalog
         compute the others. Empty: all.
     activations
         Those of the product that its epilogue computes, for a problem of the operation `gemm`.
+    tolerance
+        Relative error that its sums may have: more than fp32's where the tensor cores add in fewer bits.
     """
 
     name: str
@@ -205,9 +205,9 @@ class Variant:
     witnesses: tuple[Problem, ...]
     tile: str = "default"
     instructions: tuple[Instructions, ...] = ()
-    tolerance: float = 0.0
     limits: tuple[Bound, ...] = ()
     activations: tuple[str, ...] = ()
+    tolerance: float = 0.0
 
     def mismatch(self, problem: Problem) -> str | None:
         """Why the variant does not compute the problem, or None if it does."""

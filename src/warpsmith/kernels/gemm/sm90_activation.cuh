@@ -5,6 +5,7 @@
 // values of a pair are then in one lane: eight columns of the sums apart, or, swapped, eight rows.
 #pragma once
 
+#include "common/min_nan.cuh"
 #include "common/ptx.cuh"
 #include "gemm/sm90_bias.cuh"
 #include "gemm/sm90_config.cuh"
@@ -18,14 +19,13 @@ WS_DEVICE float times_sigmoid(float g, float z) { return g * reciprocal_approx(1
 template <u32 kKind>
 WS_DEVICE float gated(const Gate& by, float gate, float up) {
   if constexpr (kKind == kSwiglu) return times_sigmoid(gate, gate) * up;
-  const float g = gate > by.limit ? by.limit : gate;
-  const float u = up > by.limit ? by.limit : up < -by.limit ? -by.limit : up;
+  const float g = min_nan(gate, by.limit), u = max_nan(min_nan(up, by.limit), -by.limit);
   const float z = g * __fmaf_rn(by.cube, fminf(g * g, 1e30f), by.slope);  // no 0 · infinity
   return times_sigmoid(g, z) * (u + by.offset);
 }
 
 WS_DEVICE float squared_relu(float x) {
-  const float up = x < 0.0f ? 0.0f : x;
+  const float up = max_nan(x, 0.0f);
   return up * up;
 }
 
