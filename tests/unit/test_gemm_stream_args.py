@@ -20,7 +20,10 @@ ONE, PAIR = TILES["sm90_stream_gemm"], TILES["sm90_stream_pair_gemm"]
         (Size("dense", 8, 7168, 2048), "nvfp4", 8),  # 56 rows
         (Size("dense", 8, 128256, 4096), "nvfp4", 1),  # 976 rows
         (Size("dense", 1, 8, 64), "nvfp4", 1),  # one column of 64 bytes
-        (Size("grouped", 8, 1536, 2048, 128), "bf16", 4),  # 8 groups with rows at most
+        (Size("dense", 1, 11520, 2880), "mxfp4", 4),  # 88 rows
+        (Size("grouped", 4, 2880, 2880, 128), "mxfp4", 4),  # as many of four groups
+        (Size("grouped", 8, 2048, 768, 128), "nvfp4", 2),  # 120 rows, and those that a group's end leaves out
+        (Size("grouped", 32, 5760, 2880, 128), "mxfp4", 2),  # 1240 rows of the 28 groups that 32 rows hit
     ],
 )
 def test_warps_divide_k_where_rows_do_not_keep_them_busy(size: Size, format: str, warps: int) -> None:

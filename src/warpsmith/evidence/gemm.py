@@ -194,6 +194,7 @@ def stream_cases(a: str, b: str) -> Iterator[GemmCase]:
     yield replace(base, m=8, n=16384, k=2 * step, out="bf16", bias="bf16")
     yield replace(base, m=3, n=72, k=9 * step, batches=5, scale_each=True, tiled_b=True)
     yield replace(base, m=2, n=136, k=9216)
+    yield from (replace(base, m=8, n=24, k=most) for most in (7680, 15104))
     pair_groups = replace(base, mode="grouped", batches=4, m=15, rows=(0, 9, 2, 1), k=7680 + step)
     yield replace(pair_groups, n=40, out="bf16", bias="fp16", tiled_b=True, scale_each=True)
     rows = (4, 0, 20, 1, 1, 0, 0, 7, 3, 0, 0, 9, 0, 0, 0, 2)

@@ -11,23 +11,32 @@ from warpsmith.ops.gemm_args import Launch, Operand, Output, Size, row_bytes, ta
 
 _WARPS = 16
 _WARP_ROWS = 32
+_LEAST_WARPS = {1: 1, 2: 4}  # along K, by the blocks that divide it
+_GO = 4  # columns: what it takes to add the sums of a go, and to begin the next
 _WARPS_SHIFT = 16  # of the flags: log2 of the warps that divide K
+
+
+def matrices_read(tile: StreamTile, size: Size) -> float:
+    """How often all rows of B of a matrix are gone through: for groups, those that rows are spread to evenly hit."""
+    if size.mode == "dense":
+        return size.batches * -(-size.m // tile.rows)
+    if size.mode == "masked":
+        return size.batches
+    return size.batches * (1 - (1 - 1 / size.batches) ** size.m)
 
 
 def warps_along_k(tile: StreamTile, size: Size, format: str, sm_count: int) -> int:
     """How many of a block's 16 warps divide K, a power of two; the others divide rows of B.
 
-    As many as leave each block's rows of B in one go, and no more than there are columns of 64 bytes.
+    A block goes through its rows of B in as many goes as its warps along them need. A go takes a warp's columns of 64
+    bytes, and a little more; so few goes of few columns are sought. Of equal ones the more warps, the better.
     """
-    matrices = min(size.batches, size.m) if size.mode != "dense" else size.batches * -(-size.m // tile.rows)
-    parts = max(sm_count // tile.cluster, 1)
-    rows = -(-(size.n // 8 * matrices) // parts) * 8
+    rows = size.n * matrices_read(tile, size) / max(sm_count // tile.cluster, 1)
+    rows += 0 if size.mode == "dense" else _WARP_ROWS  # a group may end in the middle of a warp's rows
     columns = -(-row_bytes(format, size.k) // (64 * tile.cluster))
-    warps = _WARPS
-    least = 1 if tile.cluster == 1 else 4
-    while warps > least and (rows > _WARPS // warps * _WARP_ROWS or warps > columns):
-        warps //= 2
-    return warps
+    least = _LEAST_WARPS[tile.cluster]
+    choices = [w for w in (16, 8, 4, 2, 1) if w >= least and (w <= columns or w == least)]
+    return min(choices, key=lambda w: -(-rows * w // (_WARPS * _WARP_ROWS)) * (columns / w + _GO))
 
 
 def stream_launch(

@@ -56,10 +56,13 @@ class ColumnSource {
       if (lane < kEights) scales_ += scale_of_lane(lane);
     } else if constexpr (!kPlain) {
       // Words of four scales from an aligned address on. Linear ones of all groups of 8 rows are misaligned alike.
-      tiled_ = tiled;
+      // Lane t has word t of a column's: a whole one where the column's first is before `whole_`, or a part of one.
       shift_ = static_cast<u32>(reinterpret_cast<u64>(scales_) + scale_offsets_[0]) & 3;
       end_ = blocks + shift_;
       scales_ = scales_ + (tiled ? t * 512 : t * 4) - shift_;
+      scale_step_ = tiled ? 128 : 1;
+      whole_ = tiled ? (4 * t < kBlocks ? ~0u : 0) : t < kWords && end_ >= 4 * t + 4 ? end_ - 4 * t - 3 : 0;
+      some_ = tiled || t >= kWords || end_ <= 4 * t ? whole_ : end_ - 4 * t;
     }
   }
 
@@ -73,14 +76,16 @@ class ColumnSource {
       const u32 block = index * kColumn / (kPlain ? 1 : kBlock);
       if (lane < kEights) copy_async_4(slot + Shared::kScales + 4 * lane, scales_ + 4 * block, 4);
     } else if constexpr (!kPlain) {
-      const u32 first = index * kBlocks / 4 * 4, word = first + 4 * t;
-      const u8* const scales = scales_ + (tiled_ ? first * 128 : first);
-      const u32 bytes = tiled_ ? (4 * t < kBlocks ? 4 : 0) : word < end_ ? min(end_ - word, 4u) : 0;
-      if (t < kWords) {
+      const u32 first = index * kBlocks / 4 * 4;
+      const u8* const scales = opaque_global(scales_ + static_cast<u64>(first) * scale_step_);
+      const u32 to = slot + Shared::kScales + lane * 4;
+      if (first < whole_) {
 #pragma unroll
-        for (u32 i = 0; i < kEights; ++i) {
-          copy_async_4(slot + Shared::kScales + (32 * i + lane) * 4, scales + scale_offsets_[i], bytes);
-        }
+        for (u32 i = 0; i < kEights; ++i) copy_async_4(to + 128 * i, scales + scale_offsets_[i], 4);
+      } else if (first < some_) {
+        const u32 bytes = end_ - first - 4 * t;
+#pragma unroll 1
+        for (u32 i = 0; i < kEights; ++i) copy_async_4(to + 128 * i, scales + scale_offset(i), bytes);
       }
     }
   }
@@ -91,9 +96,9 @@ class ColumnSource {
 #pragma unroll
     for (u32 i = 0; i < kEights; ++i) load_shared(slot + (32 * i + lane) * 16, column.words[i]);
     if constexpr (!kPlain) {
-      const u32 first = kFp8Block ? 0 : index * kBlocks;
-      const u32 block = min(4 * index + t, last_unit_) * kUnit / (kPlain ? 1 : kBlock) - first;
-      const u32 at = kFp8Block ? 0 : g * 16 + block + first % 4 + shift_;
+      const u32 unit = static_cast<u32>(min(static_cast<int>(t), static_cast<int>(last_unit_ - 4 * index)));
+      const u32 block = unit * kUnit / (kPlain ? 1 : kBlock);
+      const u32 at = kFp8Block ? 0 : g * 16 + shift_ + block + index * kBlocks % 4;
 #pragma unroll
       for (u32 i = 0; i < kEights; ++i) {
         const u32 scale = slot + Shared::kScales + at + (kFp8Block ? 4 : 128) * i;
@@ -106,6 +111,15 @@ class ColumnSource {
   static constexpr u32 kBlocks = kPlain || kFp8Block ? 1 : kColumn / (kPlain ? 1 : kBlock);  // of a column
   static constexpr u32 kWords = kNvfp4 ? 3 : 2;  // that hold a column's scales of a row, however they lie
 
+  WS_DEVICE u32 scale_offset(u32 i) const {
+    u32 offset = scale_offsets_[0];
+#pragma unroll
+    for (u32 j = 1; j < kEights; ++j) {
+      if (i == j) offset = scale_offsets_[j];
+    }
+    return offset;
+  }
+
   WS_DEVICE u32 scale_of_lane(u32 i) const {
     u32 offset = 0;
 #pragma unroll
@@ -117,8 +131,7 @@ class ColumnSource {
 
   const u8 *weights_, *scales_;
   u32 last_unit_, row_offsets_[kEights], scale_offsets_[kEights];
-  u32 shift_ = 0, end_ = 0;
-  bool tiled_ = false;
+  u32 shift_ = 0, end_ = 0, scale_step_ = 0, whole_ = 0, some_ = 0;
 };
 
 WS_DEVICE void mma(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {

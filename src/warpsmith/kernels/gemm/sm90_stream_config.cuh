@@ -84,7 +84,7 @@ struct Shared {
   static constexpr u32 kZeros = kBarriers + 128;
   static constexpr u32 kZeroBytes = 2 * kUnit;
   static constexpr u32 kGroups = kZeros + 64;
-  static constexpr u32 kA = (kGroups + 4 * (kMostGroups + 32) + 127) / 128 * 128;
+  static constexpr u32 kA = (kGroups + 4 * (3 * kMostGroups + kWarps) + 127) / 128 * 128;
   static constexpr u32 kABytes = 232448 - kA;
   static constexpr u32 kBytes = kA + kABytes;
   // A row starts this many bytes behind a multiple of 128, so that loads of 8 lanes, two rows of four units, conflict

@@ -13,20 +13,28 @@
 
 namespace ws {
 
-// Product of the host's factor and the device's for a batch. nvfp4 with a global scale that is not positive and finite
-// dequantizes to NaN.
-WS_DEVICE float alpha_of(const Problem& p, u32 batch) {
-  float alpha = p.alpha;
-  if (p.alphas) alpha *= p.alphas[p.flags & kAlphaPerBatch ? batch : 0];
-  const float* const scales[2] = {p.a_global_scale, p.b_global_scale};
-#pragma unroll
-  for (u32 i = 0; i < 2; ++i) {
-    if (!scales[i]) continue;
-    const float scale = scales[i][p.flags & (i == 0 ? kGlobalAPerBatch : kGlobalBPerBatch) ? batch : 0];
-    alpha = scale > 0.0f && is_finite(scale) ? alpha / scale : float_of(kQuietNan);
+// The host's factor and the device's for a batch; fetched before the sums are made, multiplied after. nvfp4 with a
+// global scale that is not positive and finite dequantizes to NaN.
+class Factors {
+ public:
+  WS_DEVICE Factors(const Problem& p, u32 batch) : alpha_(p.alpha) {
+    if (p.alphas) alpha_ = p.alpha * p.alphas[p.flags & kAlphaPerBatch ? batch : 0];
+    if (p.a_global_scale) scales_[0] = p.a_global_scale[p.flags & kGlobalAPerBatch ? batch : 0];
+    if (p.b_global_scale) scales_[1] = p.b_global_scale[p.flags & kGlobalBPerBatch ? batch : 0];
   }
-  return alpha;
-}
+
+  WS_DEVICE float product() const {
+    float alpha = alpha_;
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+      alpha = scales_[i] > 0.0f && is_finite(scales_[i]) ? alpha / scales_[i] : float_of(kQuietNan);
+    }
+    return alpha;
+  }
+
+ private:
+  float alpha_, scales_[2] = {1.0f, 1.0f};
+};
 
 // Value i of a bias or of D, by their type's number.
 WS_DEVICE float load_value(const u8* from, u32 type, u32 i) {
@@ -108,7 +116,6 @@ class Exchange {
   }
 
   WS_DEVICE void next_tile() { ++tile_; }
-  WS_DEVICE u32 warps_rows() const { return warps_rows_; }
 
  private:
   WS_DEVICE float* buffer() const {
@@ -125,18 +132,19 @@ WS_DEVICE float with_bias(const Problem& p, u32 batch, u32 row, float value) {
   return type == kNoBias ? value : value + load_value(p.bias + batch * p.bias_batch, type - 1, row);
 }
 
-// Writes what this block finishes of a tile: all of it, or its half of a pair's. Rows of D are those of A. `finish`
-// makes a value of D of one sum or, gated, of gate and up.
+// Writes what this block finishes for `count` groups of 8 rows of B from `first` on, whose sums the warps from `warp`
+// along rows have: all of it, or its half of a pair's. Rows of D are those of A. `finish` makes a value of D of one sum
+// or, gated, of gate and up.
 template <class Finish>
-WS_DEVICE void write_tile(const Exchange& exchange, const Problem& p, const Tile& tile, const Rows& rows, float alpha,
-                          const Finish& finish) {
+WS_DEVICE void write_rows(const Exchange& exchange, const Problem& p, u32 warp, u32 first, u32 count, const Rows& rows,
+                          float alpha, const Finish& finish) {
   constexpr u32 sums = kWarpRows / kCluster;   // of each row warp and row of A
   constexpr u32 values = sums / kGrain;
   const u32 own = kCluster == 1 ? 0 : 16 * cluster_rank();
-  const u32 all = exchange.warps_rows() * rows.count * values, type = p.flags >> kOutShift & kTypeMask;
+  const u32 all = div_up(count, kEights) * rows.count * values, type = p.flags >> kOutShift & kTypeMask;
   u8* const d = p.d + (p.kind() == kGrouped ? 0 : rows.batch * p.d_batch) + static_cast<i64>(rows.first) * p.d_row;
   const auto total = [&](u32 warp_row, u32 a_row, u32 row) {
-    float value = exchange.sum(warp_row, a_row, row);
+    float value = exchange.sum(warp + warp_row, a_row, row);
     if constexpr (kCluster > 1) value += exchange.received(warp_row, a_row, rows.count, row);
     return value * alpha;
   };
@@ -145,12 +153,12 @@ WS_DEVICE void write_tile(const Exchange& exchange, const Problem& p, const Tile
     const u32 a_row = i / values % rows.count, warp_row = i / values / rows.count;
     const u32 value = i % values, row = own + (kGated ? value / 8 * 16 + value % 8 : value);
     const u32 eight = warp_row * kEights + row / 8;
-    if (eight >= tile.count) continue;
-    const u32 b_row = row_of_eight(p, tile.row + eight) + row % 8;
-    const float first = with_bias(p, rows.batch, b_row, total(warp_row, a_row, row));
+    if (eight >= count) continue;
+    const u32 b_row = row_of_eight(p, first + eight) + row % 8;
+    const float one = with_bias(p, rows.batch, b_row, total(warp_row, a_row, row));
     float second = 0.0f;
     if constexpr (kGated) second = with_bias(p, rows.batch, b_row + p.n / 2, total(warp_row, a_row, row + 8));
-    store_value(d + a_row * p.d_row, type, b_row, finish(first, second));
+    store_value(d + a_row * p.d_row, type, b_row, finish(one, second));
   }
 }
 

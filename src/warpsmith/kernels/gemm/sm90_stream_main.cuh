@@ -26,6 +26,10 @@ struct Part {
       (cluster_rank() ? begin : end) = middle;
     }
   }
+
+  // Bytes from one row of A to the next in shared memory, and how many sets of rows fit there.
+  WS_DEVICE u32 pitch() const { return div_up((end - begin) * 2 * kColumn, 128) * 128 + Shared::kSkew; }
+  WS_DEVICE u32 sets() const { return 2 * kRows * pitch() <= Shared::kABytes ? 2 : 1; }
 };
 
 // Rows of A in shared memory: one or two sets of at most kRows, those in use and those that come next. A set arrives in
@@ -38,8 +42,8 @@ class RowsOfA {
   WS_DEVICE RowsOfA(const Problem& p, const Work& work, const Part& part, const RowOf& row_of, u32 shared, u32 first)
       : p_(p), work_(work), row_of_(row_of), shared_(shared), first_(first), begin_(part.begin), end_(part.end) {
     piece_ = max(div_up(part.end - part.begin, kPieces), 1u);
-    pitch_ = div_up((part.end - part.begin) * 2 * kColumn, 128) * 128 + Shared::kSkew;
-    sets_ = 2 * kRows * pitch_ <= Shared::kABytes ? 2 : 1;
+    pitch_ = part.pitch();
+    sets_ = part.sets();
   }
 
   WS_DEVICE static void init_barriers(u32 shared) {
@@ -95,10 +99,15 @@ struct WarpPlace {
     k = warp / rows;
   }
 
-  // Groups of 8 rows of a tile that are this warp's.
-  WS_DEVICE u32 eights(const Tile& tile) const {
-    const u32 before = row * kEights;
-    return tile.count > before ? min(tile.count - before, kEights) : 0;
+  // What of a tile is this warp's: `eights` groups of 8 rows from `first` on.
+  struct Share {
+    u32 rows_of_a, first, eights;
+  };
+  WS_DEVICE Share of(const Tile& tile) const {
+    const u32 warps = tile.warps();
+    const bool next = row >= warps;
+    const u32 before = (next ? row - warps : row) * kEights, count = next ? tile.more : tile.count;
+    return {tile.rows_of_a + next, (next ? 0 : tile.row) + before, count > before ? min(count - before, kEights) : 0};
   }
 };
 
@@ -107,16 +116,16 @@ class Stream {
  public:
   WS_DEVICE Stream(const Problem& p, const Work& work, const Part& part, const WarpPlace& place, u32 shared)
       : p_(p), work_(work), part_(part), place_(place), lane_(opaque(threadIdx.x % 32)), column_(part.end) {
-    ring_ = opaque(shared + Shared::kRing + threadIdx.x / 32 * kAhead * Shared::kSlot);
+    slot_ = ring_ = opaque(shared + Shared::kRing + threadIdx.x / 32 * kAhead * Shared::kSlot);
 #pragma unroll 1
-    for (u32 i = 0; i < kAhead; ++i) copy_next(i);
+    for (u32 i = 0; i < kAhead; ++i) copy_next(ring_ + i * Shared::kSlot);
   }
 
   // A group of copies to a slot, empty after the last column.
   WS_DEVICE void copy_next(u32 slot) {
     if (column_ >= part_.end) next_tile();
     if (column_ < part_.end) {
-      source_.copy(lane_, ring_ + slot * Shared::kSlot, column_);
+      source_.copy(lane_, slot, column_);
       column_ += place_.warps_k;
     }
     commit_copies();
@@ -126,10 +135,10 @@ class Stream {
   WS_DEVICE void take(Column& column, u32 index) {
     wait_for_copies<kAhead - 1>();
     __syncwarp();
-    source_.read(lane_, ring_ + slot_ * Shared::kSlot, index, column);
+    source_.read(lane_, slot_, index, column);
     __syncwarp();
     copy_next(slot_);
-    slot_ = slot_ + 1 == kAhead ? 0 : slot_ + 1;
+    slot_ = slot_ == ring_ + (kAhead - 1) * Shared::kSlot ? ring_ : slot_ + Shared::kSlot;
   }
 
  private:
@@ -138,10 +147,9 @@ class Stream {
     if (part_.begin + place_.k >= part_.end) return;
 #pragma unroll 1
     while (work_.has_next()) {
-      const Tile tile = work_.take(place_.rows * kEights);
-      const u32 eights = place_.eights(tile);
-      if (!eights) continue;
-      source_ = ColumnSource(p_, work_.rows(tile.rows_of_a).batch, tile.row + place_.row * kEights, eights);
+      const WarpPlace::Share share = place_.of(work_.take(place_.rows));
+      if (!share.eights) continue;
+      source_ = ColumnSource(p_, work_.rows(share.rows_of_a).batch, share.first, share.eights);
       column_ = part_.begin + place_.k;
       return;
     }
@@ -152,7 +160,7 @@ class Stream {
   const Part& part_;
   const WarpPlace& place_;
   ColumnSource source_;
-  u32 lane_, ring_, column_, slot_ = 0;
+  u32 lane_, ring_, column_, slot_;
 };
 
 // RowOf gives the address of one of Rows in A, Finish a value of D of sums.
@@ -168,10 +176,10 @@ WS_DEVICE void compute(const Problem& p, u8* shared, const RowOf& row_of, const 
     fence_mbarrier_init();
   }
   if (!(p.flags & kEarlyWeights)) wait_for_predecessor();
-  Work work(p, reinterpret_cast<u32*>(shared + Shared::kGroups));
+  const Part part(p);
+  Work work(p, reinterpret_cast<u32*>(shared + Shared::kGroups), kCluster == 1 && part.sets() == 2);
   __syncthreads();
   if constexpr (kCluster > 1) arrive_cluster();
-  const Part part(p);
   const WarpPlace place(p);
   Stream stream(p, work, part, place, address);
   wait_for_predecessor();
@@ -183,37 +191,44 @@ WS_DEVICE void compute(const Problem& p, u8* shared, const RowOf& row_of, const 
     for (u32 i = work.next_rows(), n = 0; n < a.sets() && i <= work.last_rows(); ++i, ++n) a.copy(i);
   }
   Exchange exchange(shared, place.warps_k);
-  const u32 units = p.k / kUnit, whole = units / 4;  // of a row; whole columns
+  const u32 units = p.k / kUnit;  // of a row
 #pragma unroll 1
   while (work.has_next()) {
-    const Tile tile = work.take(place.rows * kEights);
+    const Tile tile = work.take(place.rows);
+    const WarpPlace::Share share = place.of(tile);
     const Rows rows = work.rows(tile.rows_of_a);
-    const float alpha = alpha_of(p, rows.batch);
+    const Factors factors(p, rows.batch);
     Multiplier sums;
     sums.clear();
-    if (place.eights(tile)) {
-      const u32 first_unit = opaque(a.first_unit(tile.rows_of_a)), eight_rows = a.eight_rows();
+    if (share.eights) {
+      const u32 first_unit = opaque(a.first_unit(share.rows_of_a)), eight_rows = a.eight_rows();
+      const u32 t = opaque(threadIdx.x % 4);
       u32 here = part.begin, piece = 0;  // columns of A that have arrived
 #pragma unroll 1
       for (u32 column = part.begin + place.k; column < part.end; column += place.warps_k) {
         Column weights;
         stream.take(weights, column);
-        for (; here <= column; here += a.piece(), ++piece) a.wait(tile.rows_of_a, piece);
-        const bool inside = column < whole || 4 * column + threadIdx.x % 4 < units;
+        for (; here <= column; here += a.piece(), ++piece) a.wait(share.rows_of_a, piece);
+        const bool inside = 4 * column + t < units;
         const u32 from = inside ? first_unit + column * (2 * kColumn) : zeros;
         sums.multiply(weights, from, inside ? eight_rows : 0);
       }
     }
+    const float alpha = factors.product();
     exchange.put(sums.sums, sums.deficit());
     __syncthreads();
-    const u32 later = tile.rows_of_a + a.sets();
-    const bool changes = work.has_next() && work.next_rows() != tile.rows_of_a;
-    if (changes && threadIdx.x < 32 && later <= work.last_rows()) a.copy(later);
+    if (work.has_next() && threadIdx.x < 32) {
+      for (u32 i = tile.rows_of_a; i < work.next_rows() && i + a.sets() <= work.last_rows(); ++i) a.copy(i + a.sets());
+    }
     if constexpr (kCluster > 1) {
       exchange.send(address, rows.count);
       exchange.wait(address);
     }
-    write_tile(exchange, p, tile, rows, alpha, finish);
+    write_rows(exchange, p, 0, tile.row, tile.count, rows, alpha, finish);
+    if (tile.more) {
+      const Rows next = work.rows(tile.rows_of_a + 1);
+      write_rows(exchange, p, tile.warps(), 0, tile.more, next, Factors(p, next.batch).product(), finish);
+    }
     exchange.next_tile();
     if (work.has_next()) __syncthreads();
   }

@@ -56,10 +56,15 @@ struct Rows {
   u32 count;
 };
 
-// Rows of B that a block computes at a time, at most kWarpRows for each warp along them, of one matrix.
+// Rows of B that a block computes at a time, at most kWarpRows for each warp along them: for one of Rows and, where it
+// ends, the first ones for the next, since a tile takes as long however few of its warps have rows.
 struct Tile {
   u32 rows_of_a;   // which Rows, counted over all groups
   u32 row, count;  // of B, in groups of 8
+  u32 more;        // for the next Rows
+
+  // Warps along rows that are the first Rows'.
+  WS_DEVICE u32 warps() const { return div_up(count, kEights); }
 };
 
 // Which row of B the first of group `eight` of 8 is.
@@ -71,8 +76,15 @@ WS_DEVICE u32 row_of_eight(const Problem& p, u32 eight) {
 // of it is fewer than 2^32 times 8 rows.
 class Work {
  public:
-  // With a list of groups, `before` gets the number of Rows before each. All threads; they must meet afterwards.
-  WS_DEVICE Work(const Problem& p, u32* before) : p_(p), before_(before), grains_(p.n / (8 * kGrain)) {
+  // With a list of groups, `table` (3 · kMostGroups + kWarps words) gets what is known of each. All threads; they must
+  // meet afterwards. With `two`, a tile may be for two of Rows.
+  WS_DEVICE Work(const Problem& p, u32* table, bool two)
+      : p_(p),
+        two_(two),
+        before_(table),
+        starts_(table + kMostGroups),
+        sizes_(table + 2 * kMostGroups),
+        grains_(p.n / (8 * kGrain)) {
     if (p.kind() == kDense) {
       per_batch_ = div_up(p.m, kRows);
       all_ = per_batch_ * p.batches;
@@ -94,13 +106,11 @@ class Work {
   WS_DEVICE u32 next_rows() const { return rows_; }
   WS_DEVICE u32 last_rows() const { return last_; }  // that this block has
 
-  // Takes at most `most` groups of 8 rows.
-  WS_DEVICE Tile take(u32 most) {
-    const u32 count = min(min(left_, grains_ - first_), most / kGrain);
-    const Tile tile{rows_, first_ * kGrain, count * kGrain};
-    left_ -= count;
-    first_ += count;
-    if (first_ == grains_) ++rows_, first_ = 0;
+  // Takes what `warps` along rows compute at most.
+  WS_DEVICE Tile take(u32 warps) {
+    Tile tile{rows_, first_ * kGrain, 0, 0};
+    tile.count = advance(warps);
+    if (two_ && left_ && !first_) tile.more = advance(warps - tile.warps());
     return tile;
   }
 
@@ -120,12 +130,18 @@ class Work {
       }
     }
     const u32 first = (i - before_[low]) * kRows;
-    const u32 start = p_.kind() == kGrouped ? read_index(p_, low) : 0;
-    const u32 size = p_.kind() == kGrouped ? read_index(p_, low + 1) - start : read_index(p_, low);
-    return {low, start + first, min(size - first, kRows)};
+    return {low, starts_[low] + first, min(sizes_[low] - first, kRows)};
   }
 
  private:
+  WS_DEVICE u32 advance(u32 warps) {
+    const u32 count = min(min(left_, grains_ - first_), warps * (kEights / kGrain));
+    left_ -= count;
+    first_ += count;
+    if (first_ == grains_) ++rows_, first_ = 0;
+    return count * kGrain;
+  }
+
   // One thread a group: sums over a warp, then over the warps.
   WS_DEVICE u32 count_groups() {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = threadIdx.x;
@@ -135,6 +151,8 @@ class Work {
       const u32 first = p_.kind() == kGrouped ? read_index(p_, g) : 0;
       const u32 end = read_index(p_, p_.kind() == kGrouped ? g + 1 : g);
       count = end > first ? div_up(end - first, kRows) : 0;
+      starts_[g] = first;
+      sizes_[g] = end - first;
     }
     u32 through = count;
 #pragma unroll
@@ -142,7 +160,7 @@ class Work {
       const u32 other = __shfl_up_sync(kAllLanes, through, distance);
       if (lane >= distance) through += other;
     }
-    u32* const sums = before_ + kMostGroups;
+    u32* const sums = before_ + 3 * kMostGroups;
     if (lane == 31) sums[warp] = through;
     __syncthreads();
     u32 total = 0;
@@ -157,7 +175,8 @@ class Work {
   }
 
   const Problem& p_;
-  u32* before_;
+  bool two_;
+  u32 *before_, *starts_, *sizes_;  // of each group: Rows before it, its first row, its rows
   u32 grains_, per_batch_, all_;
   u32 left_, rows_, first_, last_;
 };
