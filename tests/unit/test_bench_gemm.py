@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from warpsmith.arch import Capability
+from warpsmith.bench import gemm as benchmark
 from warpsmith.bench.gemm import GAIN, Timed, faster
 from warpsmith.bench.result import Result, Row
 from warpsmith.catalog import CATALOG
@@ -44,6 +46,12 @@ def test_a_rule_is_made_where_a_tile_saves_time_and_nowhere_else() -> None:
     assert (rule.kernel, rule.tile, rule.capabilities) == (KERNEL, "t128", (SPARK,))
     assert rule.bounds == (Bound(("m",), 9, 64), Bound(("n",), 4096, 4096), Bound(("k",), 4096, 4096))
     assert faster([], SPARK) == ()
+
+
+def test_without_triton_there_is_no_such_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "warpsmith.bench.triton_gemm", raising=False)
+    assert benchmark._triton("bf16_x_bf16", []) == {}
 
 
 def test_a_runtime_that_loads_the_table_follows_it(tmp_path: Path) -> None:

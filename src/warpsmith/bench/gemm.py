@@ -152,8 +152,17 @@ def _measure(format: str, sets: Sequence[tuple[Any, Any, Any]], bandwidth: float
     moved = _moved(format, m, n, k)
     return Row(
         format, {"m": m, "n": n, "k": k}, gpu_time(_calls(sets)), floor=moved / bandwidth * 1e6, bytes=moved,
-        peers={"torch.mm bf16": peer},
+        peers={"torch.mm bf16": peer, **_triton(format, sets)},
     )  # fmt: skip
+
+
+def _triton(format: str, sets: Sequence[tuple[Any, Any, Any]]) -> dict[str, float]:
+    """The product in Triton, where that is installed and has the pair."""
+    try:
+        from warpsmith.bench.triton_gemm import measure
+    except ImportError:
+        return {}
+    return measure(format, sets)
 
 
 def _every_tile(format: str, sets: Sequence[tuple[Any, Any, Any]], m: int, n: int, k: int) -> Iterator[Timed]:

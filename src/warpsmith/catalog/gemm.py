@@ -129,6 +129,8 @@ _PLAIN_TILES = {
     "rows16": Tile(16, 64, 128, 1, 2, 4, 4, True, 2),
     "rows64": Tile(64, 64, 64, 1, 4, 2, 4, True, 2),
     "large": Tile(128, 128, 64, 2, 2, 1, 3, False, 2),
+    "wide": Tile(128, 256, 64, 2, 4, 1, 3, False, 1),
+    "wide_k32": Tile(128, 256, 32, 2, 4, 1, 4, False, 1),  # for the 99 KB that a block has elsewhere
 }
 _FP4_WEIGHT_TILES = {
     "rows8": Tile(8, 32, 512, 1, 1, 8, 4, True, 2),
@@ -153,7 +155,10 @@ def _tiles(a: str, b: str) -> dict[str, Tile]:
     return {name: tile for name, tile in found.items() if name != "rows8" or pair(a, b) in _ROWS8}
 
 
-_WITNESS_ROWS = {"rows8": 1, "rows16": 16, "rows64": 64, "large": 4096}
+_WITNESS_ROWS = {"rows8": 1, "rows16": 16, "rows64": 64, "large": 512, "wide": 4096, "wide_k32": 4096}
+_ROOMY = tuple(c for c in CAPABILITIES if c in ((8, 0), (8, 7)) or Capability(9, 0) <= c < Capability(12, 0))
+"""Where a block may have more than 99 KB of shared memory."""
+_WIDE = (Bound(("batches", "m", "n"), minimum=2 * 128 * 256, per_sm=True),)  # two tiles for each multiprocessor
 
 
 def format_macro(format: str) -> str:
@@ -259,6 +264,8 @@ TUNING = (
     Rule("sm80_gemm", "rows8", fields=(("format", _ROWS8),), bounds=(Bound(("m",), maximum=8),)),
     Rule("sm80_gemm", "rows16", bounds=(Bound(("m",), maximum=16),)),
     Rule("sm80_gemm", "rows64", bounds=(Bound(("m",), maximum=64),)),
+    Rule("sm80_gemm", "wide", _ROOMY, (("format", tuple(pair(p, p) for p in PLAIN)),), _WIDE),
+    Rule("sm80_gemm", "wide_k32", fields=(("format", tuple(pair(p, p) for p in PLAIN)),), bounds=_WIDE),
     Rule("sm80_gemm", "large", fields=(("format", _LARGE),)),
     Rule("sm80_gemm", "rows64"),
 )

@@ -33,7 +33,12 @@
 #include "gemm/sm80_config.cuh"
 #include "gemm/sm80_epilogue.cuh"
 #include "gemm/sm80_schedule.cuh"
+// Two blocks an SM hide what each waits for; one alone has a loop of its own, where both operands are plain.
+#if WS_A_FORMAT <= WS_FP16 && WS_B_FORMAT <= WS_FP16 && !WS_SWAP && WS_BLOCKS == 1
+#include "gemm/sm80_plain.cuh"
+#else
 #include "gemm/sm80_tiles.cuh"
+#endif
 
 namespace ws {
 

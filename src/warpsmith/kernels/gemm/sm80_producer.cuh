@@ -86,9 +86,7 @@ WS_DEVICE ScaleSource scales_of_b(const Problem& p, const Tile& tile) {
 WS_DEVICE Producer make_producer(const Problem& p, const Tile& tile, u32 shared) {
   const u8* const a = (p.is_grouped() ? p.a : p.a + tile.batch * p.a_batch) + tile.row * p.a_row;
   const u8* const b = p.b + tile.batch * p.b_batch + tile.column * p.b_row;
-  const u32 k_tiles = div_up(p.k, kTileK);
-  const u32 begin = static_cast<u32>(static_cast<u64>(k_tiles) * blockIdx.y / gridDim.y);
-  const u32 end = static_cast<u32>(static_cast<u64>(k_tiles) * (blockIdx.y + 1) / gridDim.y);
+  const auto [begin, end] = k_range(p);
   const ScaleSource a_scales = scales_of_a(p, tile), b_scales = scales_of_b(p, tile);
   return {
       {kSwap ? b : a, kSwap ? p.b_row : p.a_row, kSwap ? tile.columns : tile.rows, p.k, begin},

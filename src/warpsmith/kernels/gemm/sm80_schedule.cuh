@@ -63,6 +63,17 @@ struct WarpPlace {
   }
 };
 
+// Tiles of K that this block has: those of its split.
+struct KRange {
+  u32 begin, end;
+};
+
+WS_DEVICE KRange k_range(const Problem& p) {
+  const u32 tiles = div_up(p.k, kTileK);
+  return {static_cast<u32>(static_cast<u64>(tiles) * blockIdx.y / gridDim.y),
+          static_cast<u32>(static_cast<u64>(tiles) * (blockIdx.y + 1) / gridDim.y)};
+}
+
 // Finds the group of the `target`-th tile row. Every thread looks at one group: prefix sums over a warp, then over the
 // warps. Returns false where there are fewer tile rows.
 WS_DEVICE bool find_group(const Problem& p, u32 target, u32* words, u32& group, u32& tile_row) {
