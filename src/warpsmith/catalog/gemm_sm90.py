@@ -154,7 +154,7 @@ def _rule(tile: str, *, m: int = 0, n: int = 0, fields: tuple[tuple[str, tuple[s
 TUNING = (
     _rule("s8", m=4, fields=_GROUPED),
     _rule("s16", m=12, fields=_GROUPED),
-    _rule("t64x128", m=128, fields=_GROUPED),
+    _rule("t64x128", m=64, fields=_GROUPED),
     _rule("t128x128", m=256, fields=_GROUPED),
     _rule("s8", m=8),
     _rule("s16", m=16),

@@ -20,7 +20,7 @@
 namespace ws {
 
 constexpr u32 kMostRows = 64, kMostTiles = kMostRows / 16;
-constexpr u32 kAhead = kTokens == 2 ? 4 : 7;  // columns that a warp has under way
+constexpr u32 kAhead = kTokens == 2 ? 6 : 7;  // columns that a warp has under way
 constexpr u32 kActSlot = 64 * kTokens;  // a row of 64 bytes a token
 
 struct Shared {
