@@ -79,6 +79,18 @@ def test_the_first_of_two_bundles_that_can_serves(tmp_path: Path) -> None:
     assert found.origin == str(tmp_path / "b")
 
 
+def test_a_damaged_entry_is_warned_of_when_it_is_met_and_another_bundle_serves(tmp_path: Path) -> None:
+    broken = sample_bundle(tmp_path / "a", parse("sm_121a")).path
+    whole = sample_bundle(tmp_path / "b", parse("sm_121a")).path
+    manifest = broken / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"threads": ', '"threads": 9'))
+    run = runtime(broken, whole)
+    assert [len(p.bundles) for p in run.places()] == [2, 0]
+    with pytest.warns(RuntimeWarning, match=r"manifest.json: cubins\[\d+\].threads: given 9"):
+        found = run.locate(problem(), GB10)
+    assert found.origin == str(whole)
+
+
 @pytest.mark.parametrize(("capability", "target"), [("12.0", "sm_120f"), ("12.1", "sm_121a"), ("9.0", "sm_90a")])
 def test_what_is_compiled_on_demand_is_what_a_plain_build_makes(capability: str, target: str) -> None:
     facts = DeviceFacts(Capability.parse(capability), 48, 13000)

@@ -15,7 +15,8 @@ from warpsmith.bundle.elf import RECORD_MAGIC, CubinInfo, read_cubin
 from warpsmith.bundle.manifest import MANIFEST, CubinEntry, layout
 from warpsmith.bundle.reader import Bundle, cubin_file
 from warpsmith.bundle.signature import SIGNATURE, PublicKey
-from warpsmith.catalog.plan import Selection, broken_promises, check, plan
+from warpsmith.catalog.plan import broken_promises, check, plan
+from warpsmith.catalog.selection import Selection
 from warpsmith.catalog.source import source_digest
 from warpsmith.catalog.spec import Catalog, CubinId, Finding, Kernel, Param
 from warpsmith.errors import BundleError, CatalogError, DigestError, ElfError, InvalidArgumentError

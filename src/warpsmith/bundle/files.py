@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterable
@@ -62,7 +61,7 @@ def sync_folder(path: Path) -> None:
 
 def temporary_name(prefix: str) -> str:
     """A file name that no other writer has, on whatever machine."""
-    return f"{prefix}{secrets.token_hex(8)}"
+    return f"{prefix}{os.urandom(8).hex()}"
 
 
 def is_stale(path: Path) -> bool:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING
 
 from warpsmith.arch import Target, parse
 from warpsmith.bundle.elf import MAX_CUBIN_BYTES
-from warpsmith.catalog.plan import Selection
-from warpsmith.catalog.shapes import MAX_DIM, MAX_SHAPES, Model, Shapes
+from warpsmith.bundle.fields import A_NAME, DAMAGED, NAME, Fields, decode, fail
+from warpsmith.catalog.selection import Selection
 from warpsmith.catalog.spec import CubinId, Param
 from warpsmith.errors import ManifestError, TargetError
+
+if TYPE_CHECKING:
+    from warpsmith.catalog.shapes import Model, Shapes
 
 SCHEMA = 2
 """The newest schema. 1 is written unless the selection has models, so that older readers can read all the rest."""
@@ -30,18 +32,14 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_CUBINS = 100_000
 
-_NAME = re.compile(r"[0-9A-Za-z_.,+=:-]{1,200}")
 _TEXT = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
 _LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_ZEROS, _DIGITS = b"0" * 65, bytes.maketrans(b"123456789", b"0" * 9)
 _WORD = 0xFFFFFFFF
 _MAX_COUNT = 1 << 31
 _PARAM_BYTES = 32764  # the most that CUDA takes
-_DAMAGED = "the manifest is damaged or was edited: build the bundle again"
 _A_DIGEST = "64 lower-case hexadecimal digits"
 _A_CENSUS = "an object of at most 10000 opcodes with their counts"
-_A_NAME = "a name of letters, digits and _.,+=:-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +166,23 @@ def parse_manifest(text: bytes) -> Manifest:
     if len(text) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"{len(text)} bytes, more than the {MAX_MANIFEST_BYTES} that a manifest may have")
     try:
-        return _manifest(_decode(text))
+        return _manifest(decode(text))
     except RecursionError as error:
-        raise ManifestError(f"nested too deeply; {_DAMAGED}") from error
+        raise ManifestError(f"nested too deeply; {DAMAGED}") from error
+
+
+def parse_entry(text: bytes, where: str) -> CubinEntry:
+    """Read one of a manifest's cubins by itself; `where` is its place in the manifest, for messages.
+
+    Raises
+    ------
+    ManifestError
+        As `parse_manifest`.
+    """
+    try:
+        return _cubin(where, decode(text), _Known())
+    except RecursionError as error:
+        raise ManifestError(f"{where}: nested too deeply; {DAMAGED}") from error
 
 
 def _manifest(document: object) -> Manifest:
@@ -181,20 +193,20 @@ def _manifest(document: object) -> Manifest:
             "upgrade warpsmith"
         )
     if type(schema) is not int or schema < 1:
-        _fail("schema", schema, f"a whole number from 1 to {SCHEMA}")
-    top = _Fields("manifest", document, _TOP)
+        fail("schema", schema, f"a whole number from 1 to {SCHEMA}")
+    top = Fields("manifest", document, _TOP)
     known = _Known()
     cubins = [_cubin(f"cubins[{i}]", c, known) for i, c in enumerate(top.items("cubins", MAX_CUBINS))]
     seen: set[tuple[str, str]] = set()
     for index, cubin in enumerate(cubins):
         if (cubin.kernel, cubin.variant) in seen:
-            _fail(f"cubins[{index}]", f"{cubin.kernel}/{cubin.variant}", "each kernel and variant once")
+            fail(f"cubins[{index}]", f"{cubin.kernel}/{cubin.variant}", "each kernel and variant once")
         seen.add((cubin.kernel, cubin.variant))
     names = ("formats", "modules") if schema == 1 else ("formats", "models", "modules")
-    selection = _Fields("selection", top.values["selection"], names)
+    selection = Fields("selection", top.values["selection"], names)
     return Manifest(
-        target=_target(top.text("target", _NAME, "a target such as sm_121a")),
-        package_version=top.text("package_version", _NAME, "a version"),
+        target=_target(top.text("target", NAME, "a target such as sm_121a")),
+        package_version=top.text("package_version", NAME, "a version"),
         min_driver=top.integer("min_driver", 0, 1_000_000),
         toolchain=top.text("toolchain", _TEXT, "a compiler's name and version"),
         selection=Selection(selection.names("modules"), selection.names("formats"), _models(selection)),
@@ -207,44 +219,48 @@ _TOP = ("catalog_digest", "cubins", "min_driver", "package_version", "schema", "
 _CUBIN = tuple(sorted(CubinEntry.__dataclass_fields__))
 
 
-def _models(selection: _Fields) -> tuple[Model, ...]:
+def _models(selection: Fields) -> tuple[Model, ...]:
     if "models" not in selection.values:
         return ()
+    from warpsmith.catalog.shapes import MAX_SHAPES, Model
+
     found, count = [], 0
     for index, given in enumerate(selection.items("models", MAX_SHAPES)):
-        model = _Fields(f"selection.models[{index}]", given, ("name", "shapes"))
+        model = Fields(f"selection.models[{index}]", given, ("name", "shapes"))
         rows = model.items("shapes", MAX_SHAPES)
         count += len(rows)
         if count > MAX_SHAPES:
-            _fail("selection.models", rows, f"at most {MAX_SHAPES} shapes in all")
+            fail("selection.models", rows, f"at most {MAX_SHAPES} shapes in all")
         shapes = tuple(_shapes(f"{model.where}.shapes[{i}]", row) for i, row in enumerate(rows))
         found.append(Model(model.text("name", _LABEL, "a name"), shapes))
     if not found:
-        _fail("selection.models", found, "at least one model")
+        fail("selection.models", found, "at least one model")
     return tuple(found)
 
 
 def _shapes(where: str, given: object) -> Shapes:
-    row = _Fields(where, given, ("dims", "fields", "operation"))
+    from warpsmith.catalog.shapes import MAX_DIM, Shapes
+
+    row = Fields(where, given, ("dims", "fields", "operation"))
     fields, dims = (_named(f"{where}.{part}", row.values[part]) for part in ("fields", "dims"))
     ranges = []
     for name in dims.values:
         bounds = dims.items(name, 2)
         if len(bounds) != 2 or not all(type(b) is int for b in bounds) or not 1 <= bounds[0] <= bounds[1] <= MAX_DIM:
-            _fail(f"{dims.where}.{name}", bounds, "the smallest and the largest size")
+            fail(f"{dims.where}.{name}", bounds, "the smallest and the largest size")
         ranges.append((name, bounds[0], bounds[1]))
     return Shapes(
-        row.text("operation", _NAME, _A_NAME),
+        row.text("operation", NAME, A_NAME),
         tuple((name, fields.names(name)) for name in sorted(fields.values)),
         tuple(sorted(ranges)),
     )
 
 
-def _named(where: str, given: object) -> _Fields:
+def _named(where: str, given: object) -> Fields:
     """An object with whatever names there are, at most 32."""
-    if not isinstance(given, dict) or len(given) > 32 or not all(_NAME.fullmatch(name) for name in given):
-        _fail(where, given, "an object with at most 32 names")
-    return _Fields(where, given, tuple(given))
+    if not isinstance(given, dict) or len(given) > 32 or not all(NAME.fullmatch(name) for name in given):
+        fail(where, given, "an object with at most 32 names")
+    return Fields(where, given, tuple(given))
 
 
 class _Known:
@@ -256,12 +272,12 @@ class _Known:
 
 
 def _cubin(where: str, value: object, known: _Known) -> CubinEntry:
-    row = _Fields(where, value, _CUBIN)
+    row = Fields(where, value, _CUBIN)
     return CubinEntry(
-        kernel=row.text("kernel", _NAME, _A_NAME),
-        variant=row.text("variant", _NAME, _A_NAME),
-        module=row.text("module", _NAME, _A_NAME),
-        entry=row.text("entry", _NAME, _A_NAME),
+        kernel=row.text("kernel", NAME, A_NAME),
+        variant=row.text("variant", NAME, A_NAME),
+        module=row.text("module", NAME, A_NAME),
+        entry=row.text("entry", NAME, A_NAME),
         sha256=row.text("sha256", _DIGEST, _A_DIGEST),
         size=row.integer("size", 1, MAX_CUBIN_BYTES),
         source_digest=row.text("source_digest", _DIGEST, _A_DIGEST),
@@ -276,7 +292,7 @@ def _cubin(where: str, value: object, known: _Known) -> CubinEntry:
     )
 
 
-def _params(fields: _Fields, known: _Known) -> tuple[tuple[str, str, int], ...]:
+def _params(fields: Fields, known: _Known) -> tuple[tuple[str, str, int], ...]:
     given = fields.items("params", 256)
     text = repr(given)  # tells 1 from 1.0 and true, which are equal
     read = known.params.get(text)
@@ -285,33 +301,33 @@ def _params(fields: _Fields, known: _Known) -> tuple[tuple[str, str, int], ...]:
     return read
 
 
-def _read_params(fields: _Fields, given: Sequence[object]) -> tuple[tuple[str, str, int], ...]:
+def _read_params(fields: Fields, given: Sequence[object]) -> tuple[tuple[str, str, int], ...]:
     found: list[tuple[str, str, int]] = []
     end = 0
     for index, value in enumerate(given):
         where = f"{fields.where}.params[{index}]"
-        row = _Fields(where, value, ("ctype", "name", "offset"))
-        name, ctype = row.text("name", _NAME, _A_NAME), row.text("ctype", _NAME, _A_NAME)
+        row = Fields(where, value, ("ctype", "name", "offset"))
+        name, ctype = row.text("name", NAME, A_NAME), row.text("ctype", NAME, A_NAME)
         offset = row.integer("offset", end, _PARAM_BYTES)
         try:
             end = offset + Param(name, ctype).size
         except KeyError:
-            _fail(f"{where}.ctype", ctype, "a parameter type that this warpsmith knows")
+            fail(f"{where}.ctype", ctype, "a parameter type that this warpsmith knows")
         found.append((name, ctype, offset))
     return tuple(found)
 
 
-def _instructions(fields: _Fields, known: _Known) -> tuple[tuple[str, int], ...]:
+def _instructions(fields: Fields, known: _Known) -> tuple[tuple[str, int], ...]:
     where, given = f"{fields.where}.instructions", fields.values["instructions"]
     if not isinstance(given, dict) or len(given) > 10_000:
-        _fail(where, given, _A_CENSUS)
+        fail(where, given, _A_CENSUS)
     if not known.opcodes.issuperset(given):
         if not all(_TEXT.fullmatch(opcode) for opcode in given):
-            _fail(where, given, _A_CENSUS)
+            fail(where, given, _A_CENSUS)
         known.opcodes.update(given)
     counts = given.values()
     if set(map(type, counts)) - {int} or (given and not 1 <= min(counts) <= max(counts) <= _MAX_COUNT):
-        row = _Fields(where, given, tuple(given))
+        row = Fields(where, given, tuple(given))
         for opcode in given:
             row.integer(opcode, 1, _MAX_COUNT)
     return tuple(given.items())
@@ -330,87 +346,5 @@ def _target(text: str) -> Target:
     except TargetError as error:
         raise ManifestError(f"target: {error}") from error
     if str(target) != text:
-        _fail("target", text, f"a target spelled out, such as {target}")
+        fail("target", text, f"a target spelled out, such as {target}")
     return target
-
-
-class _Fields:
-    """The fields of one JSON object, read with their types and bounds."""
-
-    def __init__(self, where: str, given: object, names: Sequence[str]) -> None:
-        if not isinstance(given, dict):
-            _fail(where, given, "an object")
-        self.where, self.values = where, given
-        if len(given) == len(names) and all(map(given.__contains__, names)):
-            return
-        for keys, problem in ((set(names) - set(given), "is missing"), (set(given) - set(names), "is unknown")):
-            if keys:
-                raise ManifestError(f"{where}: the field {_show(min(keys))} {problem}; {_DAMAGED}")
-
-    def text(self, name: str, pattern: re.Pattern[str], expected: str) -> str:
-        """A string that matches a pattern."""
-        value = self.values[name]
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            _fail(f"{self.where}.{name}", value, expected)
-        return value
-
-    def integer(self, name: str, low: int, high: int) -> int:
-        """A whole number within bounds (JSON's true and 1.0 are none)."""
-        value = self.values[name]
-        if type(value) is not int or not low <= value <= high:
-            _fail(f"{self.where}.{name}", value, f"a whole number from {low} to {high}")
-        return value
-
-    def items(self, name: str, limit: int) -> list[Any]:
-        """A list of at most `limit` items."""
-        value = self.values[name]
-        if not isinstance(value, list) or len(value) > limit:
-            _fail(f"{self.where}.{name}", value, f"a list of at most {limit} items")
-        return value
-
-    def names(self, name: str) -> tuple[str, ...]:
-        """A list of names, each once."""
-        found = self.items(name, 1000)
-        if not all(isinstance(n, str) and _NAME.fullmatch(n) for n in found) or len(set(found)) != len(found):
-            _fail(f"{self.where}.{name}", found, f"a list of different names ({_A_NAME})")
-        return tuple(found)
-
-
-def _decode(text: bytes) -> object:
-    try:
-        # No digest has 65 digits in a row: only where something has, each number is looked at before it is made.
-        read = _integer if _ZEROS in text.translate(_DIGITS) else None
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_int=read, parse_constant=_no_number)
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"not UTF-8 at byte {error.start}; {_DAMAGED}") from error
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"not JSON: {error}; {_DAMAGED}") from error
-
-
-def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ManifestError(f"the field {_show(twice)} is there twice; {_DAMAGED}")
-    return found
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > 20:
-        _no_number(digits)
-    return int(digits)
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ManifestError(f"the number {_show(text)} is none that a manifest has; {_DAMAGED}")
-
-
-def _show(value: object) -> str:
-    if isinstance(value, (dict, list)):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _fail(where: str, given: object, expected: str) -> NoReturn:
-    raise ManifestError(f"{where}: given {_show(given)}, expected {expected}; {_DAMAGED}")

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening bundles: the manifest is read at once, a cubin when asked for, its digest checked. Nothing is written."""
+"""Opening bundles: the manifest is read, a cubin when asked for, its digest checked. Nothing is written."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from warpsmith.bundle.elf import MAX_CUBIN_BYTES
 from warpsmith.bundle.files import read_file
 from warpsmith.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, CubinEntry, Manifest, parse_manifest
+from warpsmith.bundle.outline import Outline, read_outline
 from warpsmith.bundle.wheel import WheelFiles, package_name
 from warpsmith.catalog.spec import CubinId
 from warpsmith.errors import BundleError, DigestError, ManifestError, SignatureError
@@ -18,6 +21,7 @@ from warpsmith.errors import BundleError, DigestError, ManifestError, SignatureE
 if TYPE_CHECKING:
     from warpsmith.bundle.signature import PublicKey
 
+_T = TypeVar("_T")
 ASIDE, UNFINISHED = ".old-", ".new-"
 """While a bundle is replaced, ``.<name>.old-…`` beside it is what was there, ``.<name>.new-…`` what comes."""
 
@@ -35,23 +39,52 @@ class Bundle:
     ----------
     path
         The directory or wheel, as it was given.
-    manifest
-        Its manifest.
+    head
+        Its manifest, without the cubins if it was opened lazily.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, files: _Files, digest: bytes) -> None:
+    def __init__(self, path: Path, manifest: Manifest | Outline, files: _Files, digest: bytes) -> None:
         self.path = path
         self._digest = digest
-        self.manifest = manifest
         self._files = files
-        self._entries = {manifest.id(entry): entry for entry in manifest.cubins}
+        self._outline = manifest if isinstance(manifest, Outline) else None
+        self.head = manifest.head if isinstance(manifest, Outline) else manifest
+        self._entries: dict[CubinId, CubinEntry | None] = {self.head.id(entry): entry for entry in self.head.cubins}
 
     def __repr__(self) -> str:
-        return f"Bundle({str(self.path)!r}, {self.manifest.target}, {len(self._entries)} cubins)"
+        return f"Bundle({str(self.path)!r}, {self.head.target}, {len(self)} cubins)"
+
+    def __len__(self) -> int:
+        return len(self.head.cubins if self._outline is None else self._outline)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Its manifest.
+
+        Raises
+        ------
+        ManifestError
+            If the bundle was opened lazily, and an entry that was not read so far is damaged.
+        """
+        return self.head if self._outline is None else self._read(self._outline.whole)
 
     def entry(self, cubin: CubinId) -> CubinEntry | None:
-        """What the manifest says of a cubin, or None if the bundle does not claim to have it."""
+        """What the manifest says of a cubin, or None if the bundle does not claim to have it.
+
+        Raises
+        ------
+        ManifestError
+            If the bundle was opened lazily, and that entry is damaged.
+        """
+        if cubin not in self._entries and self._outline is not None and cubin.target == self.head.target:
+            self._entries[cubin] = self._read(partial(self._outline.entry, cubin.kernel, cubin.variant))
         return self._entries.get(cubin)
+
+    def _read(self, read: Callable[[], _T]) -> _T:
+        try:
+            return read()
+        except ManifestError as error:
+            raise ManifestError(f"{self.path / MANIFEST}: {error}") from error
 
     def files(self) -> tuple[str, ...]:
         """The names of all files in the bundle, relative to it, sorted.
@@ -112,7 +145,7 @@ class Bundle:
         BundleError
             If the file is missing or cannot be read.
         """
-        name, file = self.manifest.id(entry), cubin_file(entry.sha256)
+        name, file = self.head.id(entry), cubin_file(entry.sha256)
         try:
             data = self._files.read(file, MAX_CUBIN_BYTES)
         except FileNotFoundError as error:
@@ -133,8 +166,13 @@ def cubin_file(sha256: str) -> str:
     return f"cubins/{sha256}.cubin"
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, *, lazily: bool = False) -> Bundle:
     """Open a bundle: a directory with a ``manifest.json``, or a wheel, which is read in place.
+
+    Parameters
+    ----------
+    lazily
+        Whether each cubin's entry of the manifest is read, and checked, when it is first asked for.
 
     Raises
     ------
@@ -151,20 +189,22 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(_absent(path))
     try:
         text = files.read(MANIFEST, MAX_MANIFEST_BYTES)
-        manifest = parse_manifest(text)
+        manifest = read_outline(text) if lazily else parse_manifest(text)
     except FileNotFoundError as error:
         raise BundleError(f"{path} has no {MANIFEST}; expected a bundle as `warpsmith build` writes it") from error
     except OSError as error:
         raise BundleError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
     except ManifestError as error:
         raise ManifestError(f"{path / MANIFEST}: {error}") from error
-    if isinstance(files, WheelFiles) and files.folder != package_name(manifest.target):
-        raise BundleError(f"{path} holds {files.folder}, but its manifest is for {manifest.target}: do not install it")
-    return Bundle(path, manifest, files, hashlib.sha256(text).digest())
+    bundle = Bundle(path, manifest, files, hashlib.sha256(text).digest())
+    target = bundle.head.target
+    if isinstance(files, WheelFiles) and files.folder != package_name(target):
+        raise BundleError(f"{path} holds {files.folder}, but its manifest is for {target}: do not install it")
+    return bundle
 
 
-def open_bundles(path: Path) -> tuple[Bundle, ...]:
-    """Open a bundle, or each bundle in a directory of them, in the order of their names.
+def open_bundles(path: Path, *, lazily: bool = False) -> tuple[Bundle, ...]:
+    """Open a bundle, or each bundle in a directory of them, in the order of their names; as `open_bundle`.
 
     Raises
     ------
@@ -172,7 +212,7 @@ def open_bundles(path: Path) -> tuple[Bundle, ...]:
         If there is none, or one of them cannot be opened.
     """
     if not path.is_dir() or (path / MANIFEST).exists():
-        return (open_bundle(path),)
+        return (open_bundle(path, lazily=lazily),)
     try:
         children = sorted(p for p in path.iterdir() if not p.name.startswith("."))
     except OSError as error:
@@ -182,7 +222,7 @@ def open_bundles(path: Path) -> tuple[Bundle, ...]:
         raise BundleError(
             f"{path} is neither a bundle nor a directory of bundles; expected what `warpsmith build` writes"
         )
-    return tuple(open_bundle(p) for p in found)
+    return tuple(open_bundle(p, lazily=lazily) for p in found)
 
 
 class _FolderFiles:

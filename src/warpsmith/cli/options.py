@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from warpsmith.arch import Capability, Target, parse, parse_list
-from warpsmith.catalog.plan import Selection
+from warpsmith.catalog.selection import Selection
 from warpsmith.catalog.shapes import read_models
 from warpsmith.catalog.spec import Catalog
 from warpsmith.errors import InvalidArgumentError

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from warpsmith.arch import Target
 from warpsmith.catalog import CATALOG
-from warpsmith.catalog.plan import Plan, Selection, check
+from warpsmith.catalog.plan import Plan, check
 from warpsmith.catalog.plan import plan as make_plan
+from warpsmith.catalog.selection import Selection
 from warpsmith.catalog.spec import Catalog, Finding
 from warpsmith.cli.options import (
     ArchOption,

@@ -17,7 +17,8 @@ from warpsmith.bundle.manifest import CubinEntry, Manifest
 from warpsmith.bundle.reader import open_bundle
 from warpsmith.bundle.signature import SigningKey
 from warpsmith.bundle.writer import write_bundle, write_wheel
-from warpsmith.catalog.plan import Plan, Selection, broken_promises, check, plan
+from warpsmith.catalog.plan import Plan, broken_promises, check, plan
+from warpsmith.catalog.selection import Selection
 from warpsmith.catalog.spec import Catalog, CubinId, Finding
 from warpsmith.compiler.cache import ByteStore, Cache
 from warpsmith.compiler.compilation import Outcome, Progress, compile_cubins

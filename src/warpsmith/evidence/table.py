@@ -16,7 +16,8 @@ from warpsmith.arch import Capability, Target, default_target
 from warpsmith.bundle.reader import open_bundles
 from warpsmith.bundle.store import Store
 from warpsmith.catalog import CATALOG
-from warpsmith.catalog.plan import Selection, plan
+from warpsmith.catalog.plan import plan
+from warpsmith.catalog.selection import Selection
 from warpsmith.errors import EvidenceError
 from warpsmith.evidence.ledger import (
     COMPILED,

@@ -32,8 +32,9 @@ def _host() -> ModuleType:
 
 def _runs_on_gpu(a: Any, b: Any) -> bool:
     """Whether the operands are on a GPU; refuses what is no operand, and two frameworks at once."""
-    first, second = (on_gpu(data_of(x), what) for x, what in ((a, "a"), (b, "b")))
-    if is_torch(data_of(a)) != is_torch(data_of(b)):
+    left, right = data_of(a), data_of(b)
+    first, second = on_gpu(left, "a"), on_gpu(right, "b")
+    if not (first and second) and is_torch(left) != is_torch(right):
         raise InvalidArgumentError("a and b are of two frameworks; expected two torch tensors or two NumPy arrays")
     return first or second
 

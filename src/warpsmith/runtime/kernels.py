@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from warpsmith import tuning
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from warpsmith.bundle.signature import PublicKey
 
 _MAX_PROBLEMS = 4096
+_INSTALLED = partial(installed_bundles, lazily=True)
 
 
 class Runtime:
@@ -62,7 +64,7 @@ class Runtime:
         catalog: Catalog,
         driver: Driver | None = None,
         *,
-        installed: Callable[[], Sequence[Bundle | BundleError]] = installed_bundles,
+        installed: Callable[[], Sequence[Bundle | BundleError]] = _INSTALLED,
         jit: Jit | None = None,
     ) -> None:
         self._key = _required_key(settings)
@@ -95,7 +97,7 @@ class Runtime:
         A bundle that cannot be used is warned of when its place is looked up, since something else may serve instead.
         """
         lookups: tuple[Callable[[], Place], ...] = (
-            lambda: pointed_place(self._settings.bundle_path, self._key),
+            lambda: pointed_place(self._settings.bundle_path, self._key, lazily=True),
             lambda: installed_place(self._installed, self._key),
         )
         for number, look in enumerate(lookups):

@@ -7,6 +7,7 @@ is used although a more specific cubin could be compiled.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -20,7 +21,7 @@ from warpsmith.bundle.reader import Bundle, open_bundles
 from warpsmith.catalog.resolve import Availability, Decision, DeviceFacts, Rejection, resolve
 from warpsmith.catalog.source import source_digest
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
-from warpsmith.errors import BundleError, MissingKernelError
+from warpsmith.errors import BundleError, ManifestError, MissingKernelError
 from warpsmith.runtime.driver import version_text
 from warpsmith.runtime.jit import Jit
 
@@ -48,7 +49,7 @@ class Place(NamedTuple):
     damaged: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = [f"{b.path} ({b.manifest.target}, {len(b.manifest.cubins)} cubins)" for b in self.bundles]
+        parts = [f"{b.path} ({b.head.target}, {len(b)} cubins)" for b in self.bundles]
         parts += [f"not usable: {reason}" for reason in self.damaged]
         return f"{self.name}: {'; '.join(parts) or 'none'}"
 
@@ -93,13 +94,13 @@ class Chosen(NamedTuple):
         return replace(catalog, kernels=(only,), tuning=())
 
 
-def pointed_place(bundle_path: Sequence[Path], key: PublicKey | None = None) -> Place:
+def pointed_place(bundle_path: Sequence[Path], key: PublicKey | None = None, *, lazily: bool = False) -> Place:
     """The bundles that the settings point at; what cannot be opened, or is not signed by `key`, is kept as a reason."""
     bundles: list[Bundle] = []
     damaged: list[str] = []
     for path in bundle_path:
         try:
-            bundles += open_bundles(path)
+            bundles += open_bundles(path, lazily=lazily)
         except BundleError as error:
             damaged.append(_naming(path, error))
     return Place(BUNDLE_PATH, _signed(bundles, key, damaged), tuple(damaged))
@@ -173,9 +174,14 @@ def _in_bundles(
     def availability(cubin: CubinId) -> str | None:
         reasons = []
         for bundle in place.bundles:
-            if bundle.manifest.target != cubin.target:
+            if bundle.head.target != cubin.target:
                 continue
-            entry = bundle.entry(cubin)
+            try:
+                entry = bundle.entry(cubin)
+            except ManifestError as error:
+                warnings.warn(f"{place.name}: a bundle cannot be used: {error}", RuntimeWarning, stacklevel=2)
+                reasons.append(str(error))
+                continue
             reason = _why_not(catalog, problem, facts, bundle, entry, cubin)
             if entry is not None and not reason:
                 used[cubin] = bundle, entry
@@ -190,7 +196,7 @@ def _why_not(
     catalog: Catalog, problem: Problem, facts: DeviceFacts, bundle: Bundle, entry: CubinEntry | None, cubin: CubinId
 ) -> str:
     """Why a bundle of the right target does not serve, or an empty text."""
-    manifest = bundle.manifest
+    manifest = bundle.head
     if entry is None:
         lacks = manifest.selection.lacks(catalog, cubin.kernel, problem)
         return f"{bundle.path} was built {lacks}" if lacks else f"{bundle.path} does not have it"
