@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from warpsmith.arch import Capability
-from warpsmith.bench.gemm import GAIN, Timed, faster
+from warpsmith.bench.gemm import DEFAULT, GAIN, WEIGHTS, Timed, faster
 from warpsmith.bench.result import Result, Row
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.resolve import DeviceFacts
@@ -78,11 +78,22 @@ def test_a_run_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from warpsmith.bench.plot import draw
 
+    peers = {"torch.mm bf16": 3.0, "Triton": 2.5}
     rows = tuple(
-        Row("nvfp4_x_nvfp4", {"m": m, "n": 64, "k": 64}, 2.0, 1.0, 4096, {"torch.mm bf16": 3.0}) for m in (1, 64)
+        Row(format, {"m": m, "n": n, "k": k}, 2.0, 1.0, 4096, peers)
+        for format in ("bf16_x_bf16", "nvfp4_x_nvfp4")
+        for m, n, k in ((1, *WEIGHTS[0]), (64, *WEIGHTS[0]), (8192, 8192, 8192))
     )
     draw(Result("gemm", "a device", "580", {}, {}, rows), tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 1000
+    for name in ("plot.png", "plot-ratios.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_default_sizes_are_problems_of_their_formats() -> None:
+    known = CATALOG.operation("gemm").formats
+    for format, shapes in DEFAULT:
+        assert format in known
+        assert len(set(shapes)) == len(shapes)
 
 
 def test_a_forced_tile_is_taken_within_the_block_and_not_after(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
