@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from warpsmith.arch import Capability
-from warpsmith.bench import gemm as benchmark
-from warpsmith.bench.gemm import GAIN, Timed, faster
+from warpsmith.bench.gemm import DEFAULT, GAIN, WEIGHTS, Timed, faster
 from warpsmith.bench.result import Result, Row
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.resolve import DeviceFacts
@@ -48,12 +46,6 @@ def test_a_rule_is_made_where_a_tile_saves_time_and_nowhere_else() -> None:
     assert faster([], SPARK) == ()
 
 
-def test_without_triton_there_is_no_such_peer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "warpsmith.bench.triton_gemm", raising=False)
-    assert benchmark._triton("bf16_x_bf16", []) == {}
-
-
 def test_a_runtime_that_loads_the_table_follows_it(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text(dump(faster(MEASURED, SPARK)), encoding="utf-8")
@@ -86,11 +78,22 @@ def test_a_run_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from warpsmith.bench.plot import draw
 
+    peers = {"torch.mm bf16": 3.0, "Triton": 2.5}
     rows = tuple(
-        Row("nvfp4_x_nvfp4", {"m": m, "n": 64, "k": 64}, 2.0, 1.0, 4096, {"torch.mm bf16": 3.0}) for m in (1, 64)
+        Row(format, {"m": m, "n": n, "k": k}, 2.0, 1.0, 4096, peers)
+        for format in ("bf16_x_bf16", "nvfp4_x_nvfp4")
+        for m, n, k in ((1, *WEIGHTS[0]), (64, *WEIGHTS[0]), (8192, 8192, 8192))
     )
     draw(Result("gemm", "a device", "580", {}, {}, rows), tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 1000
+    for name in ("plot.png", "plot-ratios.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_default_sizes_are_problems_of_their_formats() -> None:
+    known = CATALOG.operation("gemm").formats
+    for format, shapes in DEFAULT:
+        assert format in known
+        assert len(set(shapes)) == len(shapes)
 
 
 def test_a_forced_tile_is_taken_within_the_block_and_not_after(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

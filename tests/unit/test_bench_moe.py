@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from warpsmith.bench import moe_plot
-from warpsmith.bench.moe import MODELS, PAIRS, run
+from warpsmith.bench import plot
+from warpsmith.bench.moe import MODELS, PAIRS, Model, run
+from warpsmith.bench.moe_peers import _routed
 from warpsmith.bench.result import Result, Row
 from warpsmith.catalog.fused_moe import FORMATS
 from warpsmith.cli.app import app
@@ -30,8 +31,12 @@ def test_unknown_models_and_tokens_are_refused() -> None:
     pytest.importorskip("torch")
     with pytest.raises(InvalidArgumentError, match="Mixtral-8x7B"):
         run(models=("Mixtral",))
-    for options, says in ((["--shapes", "4x4"], "number of tokens"), (["--formats", "fp3"], "unknown format")):
-        result = CliRunner().invoke(app, ["bench", "moe", *options])
+    for options, says in (
+        (["moe", "--shapes", "4x4"], "number of tokens"),
+        (["moe", "--formats", "fp3"], "unknown format"),
+        (["blocks", "--formats", "mxfp4"], "compared in bf16"),
+    ):
+        result = CliRunner().invoke(app, ["bench", *options])
         assert result.exit_code == 2
         assert says in result.output
 
@@ -44,5 +49,24 @@ def test_a_run_is_drawn(tmp_path: Path) -> None:
         for t in (1, 8)
     )
     result = Result("moe", "GPU", "1", {}, {}, (*rows, Row("host: a bf16", {"tokens": 1}, 40.0)))
-    moe_plot.draw(result, tmp_path / "moe.png")
+    plot.draw(result, tmp_path / "moe.png")
     assert (tmp_path / "moe.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_routing_of_the_peer_is_ours(model: Model) -> None:
+    torch = pytest.importorskip("torch")
+    import warpsmith as ws
+
+    generator = torch.Generator().manual_seed(1)
+    options = dict(model.options)
+    if model.rule == "sigmoid_bias_grouped":
+        options["bias"] = torch.randn(model.experts, generator=generator) / 10
+    routing = ws.Routing(model.rule, model.top_k, **options)
+    logits = torch.randn(50, model.experts, generator=generator)
+    weights, ids = _routed(logits, routing)
+    our_ids, ours = ws.route(logits, routing)
+    dense, our_dense = (torch.zeros(50, model.experts) for _ in range(2))
+    dense.scatter_(1, ids, weights)
+    our_dense.scatter_(1, our_ids.long(), ours)
+    torch.testing.assert_close(dense, our_dense)

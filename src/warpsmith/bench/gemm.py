@@ -10,8 +10,10 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from warpsmith.arch import Capability
+from warpsmith.bench import ceilings, gemm_groups, gemm_peers
+from warpsmith.bench.gemm_peers import FP8_BLOCKS, Operands
 from warpsmith.bench.result import Result, Row, environment
-from warpsmith.bench.timing import copy_bandwidth, gpu_time, host_time, rotation
+from warpsmith.bench.timing import gpu_time, host_time, rotation
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.gemm import DEFAULT_PATH, PREPARED, k_multiple
@@ -19,10 +21,17 @@ from warpsmith.catalog.spec import Problem, operands
 from warpsmith.errors import DriverError
 from warpsmith.tuning import Bound, Rule
 
-SHAPES = tuple(
-    (m, n, k) for n, k in ((4096, 4096), (7168, 2048), (24576, 1536)) for m in (1, 8, 16, 64, 128, 512, 4096)
-)
+WEIGHTS = ((4096, 7168), (7168, 2048), (24576, 1536))
+"""N, K of the weights whose speed is drawn over M."""
+_SINGLE = (
+    (8192, 8192, 8192), (4096, 7168, 16384), (128, 7168, 16384), (2048, 4096, 4096), (777, 11008, 4096),
+    (100, 512, 1024), (33, 2880, 2880),
+)  # fmt: skip
+SHAPES = (*((m, n, k) for n, k in WEIGHTS for m in (1, 16, 64, 128, 512, 2048, 4096)), *_SINGLE)
 """M, N, K."""
+FEW_ROWS = tuple((m, n, k) for n, k in WEIGHTS for m in (1, 4, 8, 16, 64))
+DEFAULT = (("bf16_x_bf16", SHAPES), (FP8_BLOCKS, SHAPES), ("bf16_x_mxfp4", FEW_ROWS), ("bf16_x_nvfp4", FEW_ROWS))
+"""What is measured if nothing is asked for; groups too."""
 
 GAIN = 0.02
 """The part of its time that another tile has to save to be put into a tuning table; less is noise."""
@@ -42,16 +51,16 @@ class Timed(NamedTuple):
 
 
 def run(
-    shapes: Sequence[tuple[int, int, int]] = SHAPES, formats: Sequence[str] = (), *, tune: bool = False
+    shapes: Sequence[tuple[int, int, int]] = (), formats: Sequence[str] = (), *, tune: bool = False
 ) -> tuple[Result, tuple[Rule, ...]]:
     """Measure pairs of formats over `shapes`, with tiled scales, prepared weights and a bf16 result.
 
     Parameters
     ----------
     shapes
-        M, N and K; a pair leaves out those whose K does not divide.
+        M, N and K; a pair leaves out those whose K does not divide. `SHAPES` if empty.
     formats
-        Pairs, ``nvfp4_x_nvfp4``; all if empty.
+        Pairs, ``nvfp4_x_nvfp4``. If empty: all of them over the given shapes; without shapes, `DEFAULT` and groups.
     tune
         Whether to measure every tile too.
 
@@ -71,18 +80,22 @@ def run(
 
     if not torch.cuda.is_available():
         raise DriverError("the benchmark needs a CUDA GPU and a torch that sees it; there is none here")
-    device, driver, versions, date = environment()
-    bandwidth = copy_bandwidth()
+    device, driver, versions, date, clocks = environment()
+    most = ceilings.measure()
     rows: list[Row] = []
+    notes: list[str] = []
     timed: list[Timed] = []
-    for format in formats or CATALOG.operation("gemm").formats:
-        for m, n, k in shapes:
+    pairs = formats or (CATALOG.operation("gemm").formats if shapes else ())
+    for format, sizes in tuple((pair, shapes or SHAPES) for pair in pairs) or DEFAULT:
+        for m, n, k in sizes:
             if k % k_multiple(*operands(format)) == 0:
                 sets = _operands(format, m, n, k)
-                rows.append(_measure(format, sets, bandwidth, m, n, k))
+                rows.append(_measure(format, sets, most, notes))
                 timed += _every_tile(format, sets, m, n, k) if tune else ()
+    if not pairs:
+        rows += gemm_groups.rows(most, notes)
     rows += _host_rows(formats[0] if formats else "bf16_x_bf16")
-    result = Result("gemm", device, driver, versions, {"copy_bytes_per_second": bandwidth}, tuple(rows), date)
+    result = Result("gemm", device, driver, versions, most, tuple(rows), date, tuple(notes), clocks)
     return result, faster(timed, device_facts(torch.cuda.current_device()).capability)
 
 
@@ -110,23 +123,31 @@ def faster(timed: Sequence[Timed], capability: Capability) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def _operands(format: str, m: int, n: int, k: int) -> list[tuple[Any, Any, Any]]:
-    """A, B and D, in as many copies as do not fit the L2."""
+def _operands(format: str, m: int, n: int, k: int) -> list[Operands]:
+    """Operands and results, in as many copies as do not fit the L2."""
     import torch
 
     import warpsmith as ws
 
-    def make(name: str, rows: int) -> Any:
-        x = torch.randn(rows, k, device="cuda", dtype=torch.float16 if name == "fp16" else torch.bfloat16)
+    a, b = operands(format)
+    kind = torch.float16 if a == "fp16" else torch.bfloat16
+
+    def made(name: str, x: Any) -> Any:
         return x if name not in FORMATS else ws.quantize(x, name, scale_layout=FORMATS[name].layouts[-1])
 
-    a, b = operands(format)
     properties = torch.cuda.get_device_properties(0)
-    copies = rotation(_moved(format, m, n, k), properties.L2_cache_size, torch.cuda.mem_get_info()[0])
+    copies = rotation(_moved(format, m, n, k), properties.L2_cache_size, torch.cuda.mem_get_info()[0] // 4)
     sets = []
     for _ in range(copies):
-        weights = ws.prepare_weight(make(b, n), a) if format in PREPARED else make(b, n)
-        sets.append((make(a, m), weights, torch.empty(m, n, device="cuda", dtype=torch.bfloat16)))
+        codes = [
+            made(name, torch.randn(rows, k, device="cuda", dtype=kind)) for name, rows in ((a, m), (b, n))
+        ]  # fmt: skip
+        x, w = (
+            one if name not in FORMATS else ws.dequantize(one, kind) for name, one in zip((a, b), codes, strict=True)
+        )
+        weights = ws.prepare_weight(codes[1], a) if format in PREPARED else codes[1]
+        out, other = (torch.empty(m, n, device="cuda", dtype=kind) for _ in range(2))
+        sets.append(Operands(x, w, codes[0], weights, out, other))
     return sets
 
 
@@ -136,41 +157,27 @@ def _moved(format: str, m: int, n: int, k: int) -> int:
     return (m * k * a + n * k * b) // 8 + 2 * m * n
 
 
-def _calls(sets: Sequence[tuple[Any, Any, Any]]) -> list[Callable[[], Any]]:
+def _calls(sets: Sequence[Operands]) -> list[Callable[[], Any]]:
     import warpsmith as ws
 
-    return [partial(ws.gemm, a, b, out=d) for a, b, d in sets]
+    return [partial(ws.gemm, s.a, s.b, out=s.out) for s in sets]
 
 
-def _measure(format: str, sets: Sequence[tuple[Any, Any, Any]], bandwidth: float, m: int, n: int, k: int) -> Row:
-    import torch
-
-    copies = rotation(_moved("bf16_x_bf16", m, n, k), torch.cuda.get_device_properties(0).L2_cache_size, 1 << 34)
-    plain = [[torch.randn(*s, device="cuda", dtype=torch.bfloat16) for s in ((m, k), (k, n))] for _ in range(copies)]
-    outs = [torch.empty(m, n, device="cuda", dtype=torch.bfloat16) for _ in plain]
-    peer = gpu_time([partial(torch.mm, *x, out=d) for x, d in zip(plain, outs, strict=True)])
-    moved = _moved(format, m, n, k)
-    return Row(
-        format, {"m": m, "n": n, "k": k}, gpu_time(_calls(sets)), floor=moved / bandwidth * 1e6, bytes=moved,
-        peers={"torch.mm bf16": peer, **_triton(format, sets)},
-    )  # fmt: skip
+def _measure(format: str, sets: Sequence[Operands], most: dict[str, float], notes: list[str]) -> Row:
+    (m, k), n = sets[0].x.shape, len(sets[0].w)
+    time, moved = gpu_time(_calls(sets)), _moved(format, m, n, k)
+    rate = ceilings.FP8 if format == FP8_BLOCKS else ceilings.BF16
+    floors = ceilings.floors(most, moved, 2 * m * n * k, rate)
+    peers = gemm_peers.times(f"{format} {m}×{n}×{k}", format, sets, notes)
+    return Row(format, {"m": m, "n": n, "k": k}, time, max(floors.values()), moved, peers, floors)
 
 
-def _triton(format: str, sets: Sequence[tuple[Any, Any, Any]]) -> dict[str, float]:
-    """The product in Triton, where that is installed and has the pair."""
-    try:
-        from warpsmith.bench.triton_gemm import measure
-    except ImportError:
-        return {}
-    return measure(format, sets)
-
-
-def _every_tile(format: str, sets: Sequence[tuple[Any, Any, Any]], m: int, n: int, k: int) -> Iterator[Timed]:
+def _every_tile(format: str, sets: Sequence[Operands], m: int, n: int, k: int) -> Iterator[Timed]:
     """The real operation with each tile that its kernel has for the problem."""
     from warpsmith.ops.gemm_checks import layout_of
     from warpsmith.ops.state import runtime
 
-    layout = layout_of(*sets[0][:2])
+    layout = layout_of(sets[0].a, sets[0].b)
     fields = {"format": format, "mode": "dense", "layout": layout, "path": DEFAULT_PATH}
     problem = Problem.of("gemm", fields, {"m": m, "n": n, "k": k, "batches": 1})
     chosen = runtime().prepare(problem, 0).cubin

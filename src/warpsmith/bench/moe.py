@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from warpsmith.bench.moe_peers import PEERS
+from warpsmith.bench import ceilings
+from warpsmith.bench.moe_peers import PEERS, Given
 from warpsmith.bench.result import Result, Row, environment
-from warpsmith.bench.timing import copy_bandwidth, gpu_time, host_time
+from warpsmith.bench.timing import gpu_time, host_time
 from warpsmith.errors import DriverError, InvalidArgumentError
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192)
@@ -92,24 +93,15 @@ def run(models: Sequence[str] = (), tokens: Sequence[int] = TOKENS, formats: Seq
             raise InvalidArgumentError(f"there is no model {name!r}; expected one of {', '.join(known)}")
     if not torch.cuda.is_available():
         raise DriverError("the benchmark needs a CUDA GPU and a torch that sees it; there is none here")
-    device, driver, versions, date = environment()
-    ceilings = {"copy_bytes_per_second": copy_bandwidth(), "bf16_operations_per_second": _operations()}
+    device, driver, versions, date, clocks = environment()
+    most = ceilings.measure()
     rows: list[Row] = []
     notes: list[str] = []
     for name in models or known:
         for format in formats or known[name].formats:
-            rows += _measure(known[name], format, tokens, ceilings, notes)
+            rows += _measure(known[name], format, tokens, most, notes)
             torch.cuda.empty_cache()
-    return Result("moe", device, driver, versions, ceilings, tuple(rows), date, tuple(notes))
-
-
-def _operations(size: int = 8192) -> float:
-    """Multiplications and additions that torch's bf16 product does in a second."""
-    import torch
-
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    out = torch.empty_like(a)
-    return 2 * size**3 / (gpu_time([lambda: torch.mm(a, b, out=out)]) * 1e-6)
+    return Result("moe", device, driver, versions, most, tuple(rows), date, tuple(notes), clocks)
 
 
 def _weights(rows: int, columns: int, model: Model, format: str) -> Any:
@@ -132,9 +124,7 @@ def _weights(rows: int, columns: int, model: Model, format: str) -> Any:
     return ws.QTensor(data, torch.cat(scales).view(kind), format, shape, global_scale=parts[0].global_scale)
 
 
-def _measure(
-    model: Model, format: str, tokens: Sequence[int], ceilings: dict[str, float], notes: list[str]
-) -> list[Row]:
+def _measure(model: Model, format: str, tokens: Sequence[int], most: dict[str, float], notes: list[str]) -> list[Row]:
     import torch
 
     import warpsmith as ws
@@ -151,7 +141,8 @@ def _measure(
     if model.rule == _GROUPED:
         options["bias"] = torch.randn(model.experts, device="cuda") / 10
     routing = ws.Routing(model.rule, model.top_k, **options)
-    rows = [_row(model, format, layer, routing, t, ceilings, notes) for t in tokens]
+    plain = tuple(w if format == "bf16" else ws.dequantize(w, "bfloat16") for w in (w13, w2))
+    rows = [_row(model, format, layer, routing, plain, t, most, notes) for t in tokens]
     if 1 in tokens:
         rows.append(_host_row(model, format, layer, routing))
     return rows
@@ -160,15 +151,16 @@ def _measure(
 def _inputs(model: Model, tokens: int) -> tuple[list[Any], list[Any]]:
     import torch
 
-    def draw(width: int) -> list[Any]:
-        return [torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16) for _ in range(_SETS)]
-
-    return draw(model.hidden), draw(model.experts)
+    quantiles = torch.linspace(-1, 1, model.experts + 2, device="cuda")[1:-1]
+    values = (torch.erfinv(quantiles) * 2**0.5).bfloat16()  # no two alike, for `torch.topk` may order these either way
+    xs = [torch.randn(tokens, model.hidden, device="cuda", dtype=torch.bfloat16) for _ in range(_SETS)]
+    return xs, [values[torch.rand(tokens, model.experts, device="cuda").argsort(-1)] for _ in range(_SETS)]
 
 
 def _row(
-    model: Model, format: str, layer: Any, routing: Any, tokens: int, ceilings: dict[str, float], notes: list[str]
-) -> Row:
+    model: Model, format: str, layer: Any, routing: Any, plain: tuple[Any, Any], tokens: int,
+    most: dict[str, float], notes: list[str],
+) -> Row:  # fmt: skip
     import torch
 
     import warpsmith as ws
@@ -184,22 +176,22 @@ def _row(
     hit = sum(len(ids.unique()) for ids, _ in chosen) / _SETS
     per_expert = sum(_bytes(w) for w in (layer.w13, layer.w2)) / model.experts
     operations = 2 * 3 * tokens * model.top_k * model.hidden * model.inner
-    bytes_floor = hit * per_expert / ceilings["copy_bytes_per_second"]
-    floor = max(bytes_floor, operations / ceilings["bf16_operations_per_second"]) * 1e6
-    times: dict[str, float] = {}
-    if format == "bf16" and layer.bias13 is None:
-        given = [(x, one, *pair, layer.w13, layer.w2) for x, one, pair in zip(xs, logits, chosen, strict=True)]
-        times = _peer_times(f"{model.name}, {tokens} tokens", given, ours(0), notes)
+    floors = ceilings.floors(most, int(hit * per_expert), operations)
+    given = [
+        Given(format, x, one, *pair, *plain, layer, routing)
+        for x, one, pair in zip(xs, logits, chosen, strict=True)
+    ]  # fmt: skip
+    times = _peer_times(f"{model.name} {format}, {tokens} tokens", given, ours(0), notes)
     name = f"{model.name} {format}"
-    return Row(name, {"tokens": tokens}, time, floor=floor, bytes=int(hit * per_expert), peers=times)
+    return Row(name, {"tokens": tokens}, time, max(floors.values()), int(hit * per_expert), times, floors)
 
 
-def _peer_times(what: str, given: Sequence[tuple[Any, ...]], mine: Any, notes: list[str]) -> dict[str, float]:
+def _peer_times(what: str, given: Sequence[Given], mine: Any, notes: list[str]) -> dict[str, float]:
     """The times of the peers whose output is right; why the others do not count goes to the notes."""
     times: dict[str, float] = {}
     for name, make in PEERS.items():
         try:
-            made = [peer for peer in (make(*one) for one in given) if peer is not None]
+            made = [peer for peer in (make(one) for one in given) if peer is not None]
             if not made:
                 continue
             difference = float((mine.float() - made[0].result().float()).norm() / mine.float().norm())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other people's MoE layers, bf16. A peer counts only if its output is right."""
+"""Other people's MoE layers, in bf16: quantized weights are dequantized. A peer counts only if its output is right."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from typing import Any, NamedTuple
 Call = Callable[[], Any]
 
 
+class Given(NamedTuple):
+    """What a peer gets: one set of inputs, our choice of experts, weights in bf16, our layer and its format."""
+
+    format: str
+    x: Any
+    logits: Any
+    ids: Any
+    weights: Any
+    w13: Any
+    w2: Any
+    layer: Any
+    routing: Any
+
+
 class Peer(NamedTuple):
     """A peer for one set of inputs: what is timed, and the layer's result by its means."""
 
@@ -16,33 +30,61 @@ class Peer(NamedTuple):
     result: Call
 
 
-def torch_grouped(x: Any, logits: Any, ids: Any, weights: Any, w13: Any, w2: Any) -> Peer:  # noqa: ARG001
-    """The whole layer in torch: softmax, top-k, sort, `torch._grouped_mm` twice, SwiGLU, weighted sum."""
+def _routed(logits: Any, routing: Any) -> tuple[Any, Any]:
+    """(weights, ids) of a rule in torch operations."""
     import torch
 
-    tokens, experts = logits.shape
-    top_k = ids.shape[1]
+    if routing.rule != "sigmoid_bias_grouped":
+        weights, ids = torch.topk(torch.softmax(logits.float(), -1), routing.top_k)
+        return weights / weights.sum(-1, keepdim=True), ids
+    scores = torch.sigmoid(logits.float())
+    choice = scores + routing.bias
+    if routing.n_group > 1:
+        groups = choice.view(len(choice), routing.n_group, -1)
+        best = groups.topk(2, dim=-1).values.sum(-1).topk(routing.topk_group, dim=-1).indices
+        taken = torch.zeros_like(groups[..., 0], dtype=torch.bool).scatter(1, best, value=True)
+        choice = groups.masked_fill(~taken[..., None], float("-inf")).view_as(choice)
+    ids = choice.topk(routing.top_k, dim=-1).indices
+    weights = scores.gather(1, ids)
+    return weights / weights.sum(-1, keepdim=True) * routing.scale, ids
 
-    def layer() -> Any:
-        weights, ids = torch.topk(torch.softmax(logits.float(), -1), top_k)
-        weights = weights / weights.sum(-1, keepdim=True)
+
+def torch_grouped(g: Given) -> Peer:
+    """The whole layer in torch: routing, sort, `torch._grouped_mm` twice, biases, activation, weighted sum."""
+    import torch
+
+    tokens, experts = g.logits.shape
+    top_k, layer = g.routing.top_k, g.layer
+
+    def activation(gate: Any, up: Any) -> Any:
+        if layer.activation != "swiglu_oai":
+            return torch.nn.functional.silu(gate) * up
+        gate, up = gate.clamp(max=layer.limit), up.clamp(-layer.limit, layer.limit)
+        return gate * torch.sigmoid(layer.alpha * gate) * (up + 1)
+
+    def run() -> Any:
+        weights, ids = _routed(g.logits, g.routing)
         flat = ids.reshape(-1)
         order = torch.argsort(flat, stable=True)
         ends = torch.cumsum(torch.nn.functional.one_hot(flat, experts).sum(0), 0).to(torch.int32)
-        gate, up = torch._grouped_mm(x[order // top_k], w13.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-        y = torch._grouped_mm(torch.nn.functional.silu(gate) * up, w2.transpose(1, 2), offs=ends)
+        h = torch._grouped_mm(g.x[order // top_k], g.w13.transpose(1, 2), offs=ends)
+        h = h if layer.bias13 is None else h + layer.bias13[flat[order]]
+        y = torch._grouped_mm(activation(*h.chunk(2, dim=-1)), g.w2.transpose(1, 2), offs=ends)
+        y = y if layer.bias2 is None else y + layer.bias2[flat[order]]
         places = torch.empty_like(order)
-        places[order] = torch.arange(tokens * top_k, device=x.device)
-        return (y[places].view(tokens, top_k, -1) * weights[..., None].to(x.dtype)).sum(1)
+        places[order] = torch.arange(tokens * top_k, device=g.x.device)
+        return (y[places].view(tokens, top_k, -1) * weights[..., None].to(g.x.dtype)).sum(1)
 
-    return Peer(layer, layer)
+    return Peer(run, run)
 
 
-def sglang_products(x: Any, logits: Any, ids: Any, weights: Any, w13: Any, w2: Any) -> Peer | None:  # noqa: ARG001
+def sglang_products(g: Given) -> Peer | None:
     """The two products of sglang's Triton kernel, in the configuration that it chooses; None if it is not installed.
 
     Sorting, activation and sum are not timed: what is left is less than its layer takes.
     """
+    if g.format != "bf16" or g.layer.bias13 is not None:
+        return None
     try:
         from sglang.srt.layers.moe.fused_moe_triton import fused_moe_triton_config as configs
         from sglang.srt.layers.moe.fused_moe_triton import fused_moe_triton_kernels as kernels
@@ -51,6 +93,7 @@ def sglang_products(x: Any, logits: Any, ids: Any, weights: Any, w13: Any, w2: A
     import torch
     import triton.language as tl
 
+    x, ids, w13, w2 = g.x, g.ids, g.w13, g.w2
     tokens, top_k = ids.shape
     config = configs.try_get_optimal_moe_config(w13.shape, w2.shape, top_k, None, tokens)
     places, experts, padded = _aligned(ids, w13.shape[0], config["BLOCK_SIZE_M"])
@@ -60,7 +103,7 @@ def sglang_products(x: Any, logits: Any, ids: Any, weights: Any, w13: Any, w2: A
 
     def product(a: Any, w: Any, out: Any, choices: int) -> None:
         kernels.invoke_fused_moe_kernel(
-            a, w, None, out, None, None, None, weights, ids, places, experts, padded, choices == 1, choices, config,
+            a, w, None, out, None, None, None, g.weights, ids, places, experts, padded, choices == 1, choices, config,
             compute_type=tl.bfloat16, use_fp8_w8a8=False, use_int8_w8a8=False, use_int8_w8a16=False,
             use_int4_w4a16=False, per_channel_quant=False,
         )  # fmt: skip
@@ -97,7 +140,7 @@ def _aligned(ids: Any, experts: int, block: int) -> tuple[Any, Any, Any]:
     return places, owners.int(), torch.tensor([total], dtype=torch.int32, device=ids.device)
 
 
-PEERS: dict[str, Callable[..., Peer | None]] = {
+PEERS: dict[str, Callable[[Given], Peer | None]] = {
     "torch grouped": torch_grouped,
     "sglang Triton, products alone": sglang_products,
 }

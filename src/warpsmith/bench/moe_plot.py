@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from warpsmith.bench.result import Result
-from warpsmith.errors import InvalidArgumentError
+from warpsmith.bench.chart import FLOOR, OURS, Line, figure, panel, short
+from warpsmith.bench.result import Result, Row
 
 _COLUMNS = 3
 
@@ -19,31 +19,28 @@ def draw(result: Result, path: Path) -> None:
     InvalidArgumentError
         If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InvalidArgumentError("a plot needs matplotlib: pip install 'warpsmith[bench]'") from error
-    layers = [row for row in result.rows if row.floor]
+    layers = [row for row in result.rows if not row.name.startswith("host:")]
     names = list(dict.fromkeys(row.name for row in layers))
     lines = -(-len(names) // _COLUMNS)
-    figure = Figure(figsize=(4 * _COLUMNS, 3.2 * lines), layout="constrained")
-    panels = figure.subplots(lines, _COLUMNS, squeeze=False).reshape(-1)
-    for panel, name in zip(panels, names, strict=False):
-        rows = [row for row in layers if row.name == name]
-        tokens = [row.shape["tokens"] for row in rows]
-        panel.plot(tokens, [row.microseconds for row in rows], marker="o", label="warpsmith")
-        for peer in dict.fromkeys(p for row in rows for p in row.peers):
-            having = [row for row in rows if peer in row.peers]
-            times = [row.peers[peer] for row in having]
-            panel.plot([row.shape["tokens"] for row in having], times, marker="x", linestyle=":", label=peer)
-        panel.plot(tokens, [row.floor for row in rows], color="black", linewidth=0.8, label="floor")
-        panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
-        panel.set_title(name, fontsize=9)
-        panel.set_xlabel("tokens")
-        panel.set_ylabel("µs")
-        panel.legend(fontsize=7)
-    for panel in panels[len(names) :]:
-        panel.set_axis_off()
-    figure.suptitle(f"MoE layer, logits to output, {result.device}", fontsize=10)
-    figure.savefig(path, dpi=120)
+    whole = figure(12, 3.3 * max(lines, 1))
+    panels = whole.subplots(max(lines, 1), _COLUMNS, squeeze=False).reshape(-1)
+    for axes, name in zip(panels, names, strict=False):
+        panel(axes, name, _lines([row for row in layers if row.name == name]), x="tokens", y="µs")
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    whole.suptitle(f"MoE layer, logits to output, on {result.device}, {result.date}", fontsize=10)
+    if any("products alone" in peer for row in layers for peer in row.peers):
+        whole.supxlabel("Triton*: sglang's two products alone, without sorting, activation and sum.", fontsize=7.5)
+    whole.savefig(path, dpi=120)
+
+
+def _lines(rows: list[Row]) -> list[Line]:
+    def line(name: str, times: list[tuple[Row, float]]) -> Line:
+        return Line(name, [row.shape["tokens"] for row, _ in times], [time for _, time in times])
+
+    peers = dict.fromkeys(peer for row in rows for peer in row.peers)
+    return [
+        line(FLOOR, [(row, row.floor) for row in rows if row.floor]),
+        *(line(short(p), [(row, row.peers[p]) for row in rows if p in row.peers]) for p in peers),
+        line(OURS, [(row, row.microseconds) for row in rows]),
+    ]

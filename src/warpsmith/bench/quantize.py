@@ -38,7 +38,7 @@ def run(
 
     if not torch.cuda.is_available():
         raise DriverError("the benchmark needs a CUDA GPU and a torch that sees it; there is none here")
-    device, driver, versions, date = environment()
+    device, driver, versions, date, clocks = environment()
     bandwidth = copy_bandwidth()
     rows: list[Row] = []
     notes: list[str] = []
@@ -50,8 +50,9 @@ def run(
     if host:
         rows += _host_rows()
     return Result(
-        "quantize", device, driver, versions, {"copy_bytes_per_second": bandwidth}, tuple(rows), date, tuple(notes)
-    )
+        "quantize", device, driver, versions, {"copy_bytes_per_second": bandwidth}, tuple(rows), date, tuple(notes),
+        clocks,
+    )  # fmt: skip
 
 
 def _measure(format: str, layout: str, m: int, k: int, bandwidth: float, notes: list[str]) -> Row:

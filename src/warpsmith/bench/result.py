@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from warpsmith.errors import InvalidArgumentError
+
 SCHEMA = 1
 
 
@@ -31,6 +33,8 @@ class Row:
         Bytes that have to move.
     peers
         Name → median time of the same work by someone else's code, in the same run.
+    details
+        Further figures of the same measurement, each with its own unit: the second floor, a difference.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Row:
     floor: float = 0.0
     bytes: int = 0
     peers: dict[str, float] = field(default_factory=dict)
+    details: dict[str, float] = field(default_factory=dict)
 
     @property
     def best_peer(self) -> tuple[str, float] | None:
@@ -58,14 +63,15 @@ class Result:
     rows: tuple[Row, ...]
     date: str = ""
     notes: tuple[str, ...] = ()
+    clocks: str = ""
 
     def to_json(self) -> str:
         """The run as JSON text."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
 
 
-def environment() -> tuple[str, str, dict[str, str], str]:
-    """Device name, driver version, versions of what took part, today's date."""
+def environment() -> tuple[str, str, dict[str, str], str, str]:
+    """Device name, driver version, versions of what took part, today's date, power limit and clocks."""
     import torch
 
     from warpsmith import __version__
@@ -76,14 +82,20 @@ def environment() -> tuple[str, str, dict[str, str], str]:
             versions[name] = __import__(name).__version__
         except Exception as error:
             versions[name] = f"not available ({type(error).__name__})"
-    smi = _driver_version()
-    return torch.cuda.get_device_name(), smi, versions, datetime.date.today().isoformat()
+    driver = _asked("driver_version")
+    limits = _asked("power.limit,clocks.max.sm,clocks.max.mem").split(", ")
+    clocks = "power limit {}, at most {} (SM) and {} (memory)".format(*limits) if len(limits) == 3 else "unknown"
+    return torch.cuda.get_device_name(), driver, versions, datetime.date.today().isoformat(), clocks
 
 
-def _driver_version() -> str:
+def _asked(fields: str) -> str:
+    """What nvidia-smi says about the GPU that torch uses."""
     import subprocess
 
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    import torch
+
+    uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "-i", f"GPU-{uuid}"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -91,7 +103,10 @@ def _driver_version() -> str:
     return done.stdout.splitlines()[0].strip()
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Result:
     """Read a run that `Result.to_json` wrote."""
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document
+    if document.pop("schema", None) != SCHEMA:
+        raise InvalidArgumentError(f"{path} is no benchmark run of schema {SCHEMA}")
+    rows = tuple(Row(**row) for row in document.pop("rows"))
+    return Result(rows=rows, notes=tuple(document.pop("notes", ())), **document)

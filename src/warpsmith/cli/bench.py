@@ -15,18 +15,20 @@ from warpsmith.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from warpsmith.bench.result import Result, Row
 
-OPERATIONS = ("quantize", "gemm", "moe")
+OPERATIONS = ("quantize", "gemm", "moe", "blocks")
 
 _OPERATION = typer.Argument(metavar="OP", help=f"One of: {', '.join(OPERATIONS)}.")
 _OUT = typer.Option("--out", help="Write the run as JSON into this file.")
 _PLOT = typer.Option("--plot", help="Draw the run into this PNG file (needs matplotlib).")
 _SHAPES = typer.Option(
     "--shapes",
-    help="Sizes, separated by spaces: MxK; of gemm MxNxK; of moe tokens.",
+    help="Sizes, separated by spaces: MxK; of gemm MxNxK; of moe and blocks tokens.",
     show_default="real models' sizes",
 )
 _TUNE = typer.Option("--tune", help="Time every tile of gemm, and write the table that WARPSMITH_TUNING_PATH takes.")
-_MODELS = typer.Option("--models", help="Models whose layers moe measures, separated by spaces.", show_default="all")
+_MODELS = typer.Option(
+    "--models", help="Models whose layers moe or blocks measures, separated by spaces.", show_default="all"
+)
 _JSON = typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
 
 
@@ -40,7 +42,7 @@ def bench(
     tune: Annotated[Path | None, _TUNE] = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Measure an operation on the GPU at hand, beside its floor and its peers."""
+    """Measure an operation on the GPU at hand, beside its floor and its peers; blocks: MoE blocks of transformers."""
     with command(json) as report:
         if operation not in OPERATIONS:
             raise InvalidArgumentError(f"there is no benchmark of {operation!r}; expected {', '.join(OPERATIONS)}")
@@ -48,20 +50,21 @@ def bench(
             raise InvalidArgumentError(f"--tune is for gemm; {operation} has no tiles to time")
         if operation == "gemm":
             result = _gemm(shapes, formats, tune)
+        elif operation == "quantize":
+            result = _quantize(shapes, formats)
         else:
-            result = _moe(shapes, formats, models) if operation == "moe" else _quantize(shapes, formats)
+            result = _layers(operation, shapes, formats, models)
         if out is not None:
             out.write_text(result.to_json(), encoding="utf-8")
             say(f"wrote {out}")
         if plot is not None:
-            from warpsmith.bench import moe_plot
-            from warpsmith.bench import plot as bandwidth_plot
+            from warpsmith.bench.plot import draw
 
-            (moe_plot if operation == "moe" else bandwidth_plot).draw(result, plot)
+            draw(result, plot)
             say(f"wrote {plot}")
         report.extra["bench"] = {"device": result.device, "rows": [_row(row) for row in result.rows]}
         report.text = [
-            f"{result.device}, driver {result.driver}",
+            f"{result.device}, driver {result.driver}; {result.clocks}",
             table("what", "shape", "#µs", "#floor µs", "#best peer µs", "#peer / ours", rows=map(_cells, result.rows)),
             *result.notes,
         ]
@@ -86,8 +89,8 @@ def _gemm(shapes: str, formats: str, tune: Path | None) -> Result:
     for name in asked:
         if not any(name in (pair, *operands(pair)) for pair in known):
             raise InvalidArgumentError(f"unknown format {name!r}; expected an operand's, or one of {', '.join(known)}")
-    chosen = [pair for pair in known if not asked or {pair, *operands(pair)} & set(asked)]
-    sizes = [_size(word, 3) for word in words(shapes)] or gemm.SHAPES
+    chosen = [pair for pair in known if {pair, *operands(pair)} & set(asked)]
+    sizes = [_size(word, 3) for word in words(shapes)]
     result, rules = gemm.run([(m, n, k) for m, n, k in sizes], chosen, tune=tune is not None)
     if tune is not None:
         tune.write_text(tuning.dump(rules), encoding="utf-8")
@@ -95,8 +98,8 @@ def _gemm(shapes: str, formats: str, tune: Path | None) -> Result:
     return result
 
 
-def _moe(shapes: str, formats: str, models: str) -> Result:
-    from warpsmith.bench import moe
+def _layers(operation: str, shapes: str, formats: str, models: str) -> Result:
+    from warpsmith.bench import blocks, moe
     from warpsmith.catalog.formats import get_format
 
     tokens = words(shapes)
@@ -104,6 +107,10 @@ def _moe(shapes: str, formats: str, models: str) -> Result:
         if not word.isdigit() or int(word) < 1:
             raise InvalidArgumentError(f"cannot read {word!r} as a number of tokens; write 1, 64, 2048")
     chosen = [name if name == "bf16" else get_format(name).name for name in words(formats)]
+    if operation == "blocks":
+        if chosen:
+            raise InvalidArgumentError("the blocks of transformers are compared in bf16; leave --formats out")
+        return blocks.run(words(models), [int(word) for word in tokens] or blocks.TOKENS)
     return moe.run(words(models), [int(word) for word in tokens] or moe.TOKENS, chosen)
 
 
@@ -122,6 +129,7 @@ def _row(row: Row) -> dict[str, object]:
         "microseconds": row.microseconds,
         "floor": row.floor,
         "peers": row.peers,
+        "details": row.details,
     }
 
 
