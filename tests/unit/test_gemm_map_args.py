@@ -166,6 +166,16 @@ def test_a_short_last_wave_is_split_and_its_tiles_alone_have_scratch() -> None:
         assert choose_map_splits(CATALOG, cubin, fields, Size("dense", m, 8448, 4096), 132) == (1, 0)
 
 
+def test_blocks_of_a_cluster_that_divide_k_come_in_whole_clusters_and_need_no_scratch() -> None:
+    tile = tile_of(CATALOG.kernel("sm90_gemm"), "bf16_x_bf16_s64k2")
+    size = Size("dense", 33, 4096, 7168)
+    assert (tile.parts, tile.cluster, max_splits(tile, size)) == (2, 1, 1)
+    launch = planned(size, tile)
+    assert (launch.grid, launch.workspace, launch.arrivals) == ((128, 1, 1), 0, 0)
+    assert planned(size._replace(n=32768), tile._replace(parts=7)).grid == (126, 1, 1)
+    assert launch.b.box_rows == 64
+
+
 def test_blocks_that_share_a_multiprocessor_are_counted() -> None:
     kernel = CATALOG.kernel("sm90_gemm")
     launch = planned(Size("dense", 8, 128256, 4096), tile_of(kernel, "bf16_x_bf16_s8"))

@@ -46,6 +46,8 @@ class Tile(NamedTuple):
         Blocks that share a multiprocessor.
     buffers
         fp8_block: with 2, a stage's sums are added while the next one's are made.
+    parts
+        Blocks of a cluster that divide the K of a tile.
     """
 
     m: int
@@ -55,6 +57,7 @@ class Tile(NamedTuple):
     groups: int = 2
     blocks: int = 1
     buffers: int = 1
+    parts: int = 1
 
     @property
     def box_rows(self) -> tuple[int, int]:
@@ -67,12 +70,20 @@ TILES = {
     "t128x128": Tile(128, 128),
     "t128x64": Tile(128, 64),
     "t64x128": Tile(64, 128),
-    "s32": Tile(32, 64, swap=True, cluster=2, groups=1, blocks=2),
+    "s136": Tile(136, 256, swap=True),
+    "s64k2": Tile(64, 64, swap=True, groups=1, parts=2),
+    "s32": Tile(32, 64, swap=True, groups=1, blocks=2),
+    "s32k2": Tile(32, 64, swap=True, groups=1, blocks=2, parts=2),
     "s16": Tile(16, 128, swap=True),
+    "s16k2": Tile(16, 64, swap=True, groups=1, blocks=2, parts=2),
     "s8": Tile(8, 64, swap=True, groups=1, blocks=2),
+    "s8k2": Tile(8, 64, swap=True, groups=1, blocks=2, parts=2),
 }
-"""By name: `t` for tiles of many rows of A, `s` (swapped) for few."""
-FP8_TILES = {name: tile for name, tile in TILES.items() if tile.n <= 128} | {"t128x128": Tile(128, 128, buffers=2)}
+"""By name: `t` for tiles whose rows of A are the 64-row operand, `s` (swapped) for others, `k2` for two parts of K."""
+_ONE_BUFFER = ("t128x64", "t64x128", "s32")
+FP8_TILES = {
+    name: tile if name in _ONE_BUFFER else tile._replace(buffers=2) for name, tile in TILES.items() if tile.n <= 128
+}
 """Those of fp8_block."""
 
 
@@ -81,7 +92,10 @@ def tile_of(a: str, name: str) -> Tile:
     return (FP8_TILES if a == "fp8_block" else TILES)[name]
 
 
-_WITNESS_ROWS = {"s8": 8, "s16": 16, "s32": 32, "t64x128": 64, "t128x64": 128}
+_WITNESS_ROWS = {"s136": 800, "t128x64": 128, "t64x128": 64, "s64k2": 64, "s32": 32, "s32k2": 32, "s16": 16}
+_WITNESS_ROWS |= {"s16k2": 16, "s8": 8, "s8k2": 8}
+_NARROW, _WIDE, _TWO_WAVES_OF_48 = 1024, 16384, 80 * 48
+"""Columns: few for any GPU; more than any rule's; and for the multiprocessors that witnesses are resolved for."""
 _LARGE = 4096
 
 _MMA = {"bf16": r"HGMMA\.64x\d+x16\.F32\.BF16", "fp16": r"HGMMA\.64x\d+x16\.F32$", "fp8_block": r"QGMMA\.64x\d+x32"}
@@ -91,8 +105,8 @@ _LOADS = ("UTMALDG\\.3D", "SYNCS\\.ARRIVE", "WARPGROUP\\.DEPBAR", "STSM\\.16", "
 def _witnesses(a: str, format: str, name: str) -> tuple[Problem, ...]:
     """A problem that the tile is chosen for: with 16-bit operands t128x128 is for groups alone."""
     found = witness(format, _WITNESS_ROWS.get(name, _LARGE))
-    if name in ("t64x128", "t128x64"):  # of more columns than those for which s32 has more blocks
-        found = found._replace(dims=tuple((d, 8192 if d == "n" else size) for d, size in found.dims))
+    sizes = {"n": _TWO_WAVES_OF_48 if name == "s136" else _NARROW if tile_of(a, name).parts > 1 else _WIDE}
+    found = found._replace(dims=tuple((d, sizes.get(d, size)) for d, size in found.dims))
     if name == "t128x128" and a != "fp8_block":
         dims = {**dict(found.dims), "m": 256, "batches": 8}
         found = Problem.of("gemm", {**dict(found.fields), "mode": "grouped"}, dims)
@@ -111,6 +125,7 @@ def _variant(a: str, b: str, name: str) -> Variant:
         "GROUPS": tile.groups,
         "BLOCKS": tile.blocks,
         "BUFFERS": tile.buffers,
+        "PARTS": tile.parts,
     }
     return Variant(
         name=f"{format}_{name}",
@@ -123,7 +138,7 @@ def _variant(a: str, b: str, name: str) -> Variant:
         witnesses=_witnesses(a, format, name),
         tile=name,
         instructions=(Instructions((_MMA[a], *_LOADS), CAPABILITIES, "a"),),
-        activations=() if a == "fp8_block" else ACTIVATIONS,
+        activations=() if a == "fp8_block" or name == "s136" else ACTIVATIONS,  # 136 rows of pairs do not fit
         tolerance=FP8_TOLERANCE if a == "fp8_block" else 0.0,
     )
 
@@ -144,27 +159,47 @@ KERNEL = Kernel(
 _PLAIN = tuple(pair(a, b) for a, b in PAIRS if a != "fp8_block")
 _DENSE = (("mode", ("dense",)),)
 _GROUPED = (("format", _PLAIN), ("mode", ("grouped",)))
+Fields = tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def _rule(tile: str, *, m: int = 0, n: int = 0, fields: tuple[tuple[str, tuple[str, ...]], ...] = ()) -> Rule:
-    bounds = (Bound((name,), maximum=most) for name, most in (("m", m), ("n", n)) if most)
-    return Rule(KERNEL.name, tile, fields=fields, bounds=tuple(bounds))
+def _rule(tile: str, *bounds: Bound, m: int = 0, n: int = 0, fields: Fields = ()) -> Rule:
+    most = (Bound((name,), maximum=most) for name, most in (("m", m), ("n", n)) if most)
+    return Rule(KERNEL.name, tile, fields=fields, bounds=(*most, *bounds))
 
+
+_FEW = Bound(("n", "batches"), maximum=32, per_sm=True)
+"""Two blocks for each 64 columns have a multiprocessor each."""
+_SMALL = Bound(("m", "n", "batches"), maximum=512, per_sm=True)
+"""Likewise for each tile of 16 × 64."""
+_LONG, _LONGER = (Bound(("k",), minimum=k) for k in (1024, 4096))
+_TWO_WAVES = (Bound(("m",), 6 * 128 + 1, 6 * 136), Bound(("n", "batches"), 65, 85, per_sm=True))
+"""Six rows of tiles of 136 × 256 are two waves, seven of 128 × 256 more."""
+_HALF_A_WAVE = Bound(("m", "n", "batches"), maximum=12544, per_sm=True)
+"""Tiles of 128 × 256 would leave half the multiprocessors without any."""
+_SIXTEEN_BITS = (("format", _PLAIN),)
 
 TUNING = (
     _rule("s8", m=4, fields=_GROUPED),
     _rule("s16", m=12, fields=_GROUPED),
     _rule("t64x128", m=64, fields=_GROUPED),
     _rule("t128x128", m=256, fields=_GROUPED),
+    _rule("s8k2", _FEW, _LONG, m=8, fields=_DENSE),
     _rule("s8", m=8),
+    _rule("s16k2", _FEW, _LONG, m=16, fields=_DENSE),
     _rule("s16", m=16),
+    _rule("s32k2", _FEW, _LONGER, m=32, fields=_DENSE),
+    _rule("s64k2", _FEW, _LONGER, m=64, fields=_DENSE),
+    _rule("s16k2", _SMALL, _LONG, m=128, fields=_DENSE),
     _rule("s32", m=32),
+    _rule("s64k2", _LONGER, m=128, n=1024, fields=_DENSE),
     _rule("s32", m=64, n=4096, fields=_DENSE),
     _rule("s32", m=128, n=1024, fields=_DENSE),
     _rule("t64x128", m=64),
     _rule("t128x64", m=128, fields=_DENSE),
+    _rule("s136", *_TWO_WAVES, fields=_SIXTEEN_BITS + _DENSE),
     _rule("t128x128", m=128),
-    _rule("t128x256", fields=(("format", _PLAIN),)),
+    _rule("t128x128", _HALF_A_WAVE, fields=_DENSE),
+    _rule("t128x256", fields=_SIXTEEN_BITS),
     _rule("t128x128"),
 )
 SPLITS = (

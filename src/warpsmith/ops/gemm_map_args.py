@@ -2,9 +2,9 @@
 """Grids, tensor maps and arguments of GEMM kernels that read their operands through tensor maps.
 
 All of them have the parameters of `catalog.fp4_gemm.PARAMS`, and say their tile by macros: ``WS_TILE_M``,
-``WS_TILE_N``, ``WS_TILE_K``, ``WS_CLUSTER`` if blocks of a cluster, one below the other, share the rows of B, and
-``WS_BLOCKS`` if several share a multiprocessor. What the parameters mean is in
-``docs/kernels/sm12x_blockscaled_gemm.md``.
+``WS_TILE_N``, ``WS_TILE_K``, ``WS_CLUSTER`` if blocks of a cluster, one below the other, share the rows of B,
+``WS_PARTS`` if they divide the K of a tile instead, and ``WS_BLOCKS`` if several share a multiprocessor. What the
+parameters mean is in ``docs/kernels/sm12x_blockscaled_gemm.md``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _MAX_WORK = 1 << 32
 class MapTile(NamedTuple):
     """What one block computes, and K of a pipeline stage; `cluster` blocks along M share the copies of B.
 
-    `blocks` of them share a multiprocessor. `gates` says whether the kernel has the parameters of an activation.
+    `blocks` of them share a multiprocessor; `parts` of a cluster divide the K of a tile. `gates` says whether the kernel has
+    the parameters of an activation.
     """
 
     m: int
@@ -47,6 +48,7 @@ class MapTile(NamedTuple):
     k: int
     cluster: int = 1
     blocks: int = 1
+    parts: int = 1
     gates: bool = False
 
 
@@ -85,7 +87,8 @@ def tile_of(kernel: Kernel, variant: str) -> MapTile:
     macros = dict(kernel.variant(variant).macros)
     m, n, k = (int(macros[f"WS_TILE_{axis}"]) for axis in "MNK")
     gates = any(p.name == "gate_slope" for p in kernel.params)
-    return MapTile(m, n, k, int(macros.get("WS_CLUSTER", "1")), int(macros.get("WS_BLOCKS", "1")), gates)
+    cluster, blocks, parts = (int(macros.get(f"WS_{name}", "1")) for name in ("CLUSTER", "BLOCKS", "PARTS"))
+    return MapTile(m, n, k, cluster, blocks, parts, gates)
 
 
 def map_tiles(tile: MapTile, size: Size) -> int:
@@ -97,8 +100,8 @@ def map_tiles(tile: MapTile, size: Size) -> int:
 
 
 def max_splits(tile: MapTile, size: Size) -> int:
-    """How often K can be split; groups and masked batches are not."""
-    return -(-size.k // max(tile.k, _SPLIT_STEP)) if size.mode == "dense" else 1
+    """How often K can be split; not for groups and masked batches, nor where the blocks of a cluster divide it."""
+    return -(-size.k // max(tile.k, _SPLIT_STEP)) if size.mode == "dense" and tile.parts == 1 else 1
 
 
 def choose_map_splits(
@@ -186,7 +189,8 @@ def map_launch(
     tiles = map_tiles(tile, size)
     split = tiles - whole if splits > 1 else 0
     units = tiles - split + split * splits
-    blocks = tile.cluster * max(1, min(sm_count * tile.blocks, units) // tile.cluster)
+    cluster = tile.cluster * tile.parts
+    blocks = cluster * max(1, min(sm_count * tile.blocks, units * tile.parts) // cluster)
     if tiles * splits + blocks >= _MAX_WORK or size.m + 127 * size.batches >= 1 << 31 or size.k >= 1 << 30:
         raise InvalidArgumentError(
             f"a product of {size.batches} × {size.m} × {size.n} × {size.k} is too large: it has {tiles} tiles; "

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .kernels import VARIANTS, tile
+from .kernels import VARIANTS, for_racecheck, tile
 
 
-def check(variant: str, folder: Path | None, seed: int, budget: float, results: Any) -> None:
-    """All cases of a variant, until the time is up; puts lines of text."""
+def check(variant: str, folder: Path | None, seed: int, budget: float, most: float, results: Any) -> None:
+    """All cases of a variant of at most so many multiplications, until the time is up; puts lines of text."""
     from .cases import cases
     from .gemm import problems
 
@@ -25,6 +25,8 @@ def check(variant: str, folder: Path | None, seed: int, budget: float, results: 
     for case in cases(variant.partition("_")[0], tile(variant).m):
         if time.monotonic() - start > budget:
             break
+        if case.multiplications > most:
+            continue
         results.put(f"running {case}")
         try:
             found, error = problems(variant, case, folder, seed + count)
@@ -119,16 +121,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--budget", type=float, default=1e9, help="seconds for a variant's checks")
+    parser.add_argument("--most", type=float, default=1e18, help="multiplications of the largest case")
+    parser.add_argument("--racecheck", action="store_true", help="use cubins whose barriers racecheck can follow")
+    parser.add_argument("--silence", type=float, default=12.0, help="seconds after which a check counts as hanging")
     parser.add_argument("--plan", type=Path, help="time: a JSON list of [format, shape, [[variant, splits], ...]]")
     parser.add_argument("--out", type=Path, help="time: where to put the rows")
     options = parser.parse_args()
     import torch  # noqa: F401 - once, before the forks
 
     if options.what == "check":
+        if options.racecheck:
+            VARIANTS.update({name: (for_racecheck(variant), size) for name, (variant, size) in VARIANTS.items()})
         names = [name for name in VARIANTS if re.search(options.only, name)]
         print("seed", options.seed)
         lines = []
-        waiting = [guarded(check, (n, options.folder, options.seed, options.budget), 12.0) for n in reversed(names)]
+        same = (options.folder, options.seed, options.budget, options.most)
+        waiting = [guarded(check, (n, *same), options.silence) for n in reversed(names)]
         active: list[Iterator[Any]] = []
         while waiting or active:
             while waiting and len(active) < options.jobs:
@@ -151,9 +159,9 @@ def main() -> int:
             if isinstance(item, dict):
                 rows.append(item)
                 done += 1
+                if options.out:
+                    options.out.write_text(json.dumps(rows, indent=1))
         plan = plan[done:]
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1))
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 OUTPUTS = ("bf16", "fp16", "fp32")
-_BIASES = (None, *OUTPUTS)
+_BIASES = (None, "bf16", None, "fp16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class Case:
         """Rows of B."""
         return self.n * (1 + self.gated)
 
+    @property
+    def multiplications(self) -> int:
+        """Those that make D; with groups, at most."""
+        return self.batches * max(self.m, sum(self.sizes) + self.tail) * self.n * self.k
+
     def __str__(self) -> str:
         default = Case()
         given = {name: value for name, value in vars(self).items() if value != getattr(default, name)}
@@ -76,7 +81,8 @@ def cases(format: str, tile_m: int) -> Iterator[Case]:
     ks = (128, 256, 384, 1152) if fp8 else (8, 64, 72, 128, 200, 1096)
     out, bias = itertools.cycle(OUTPUTS), itertools.cycle(_BIASES)
     constant = itertools.cycle((False, True, True, False, False))
-    odd, rows, wide = itertools.cycle((False, False, True)), itertools.cycle((False, True)), itertools.cycle((0, 1, 0))
+    odd = itertools.cycle((False, False, True, False, False, False, True))
+    rows, wide = itertools.cycle((False, True)), itertools.cycle((0, 1, 0))
     every = itertools.chain(_dense(ks, tile_m), _grouped(ks), _masked(ks), _wrong_index(ks))
     for case in every if fp8 else itertools.chain(_activated(ks), every):
         yield replace(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from warpsmith.arch import Capability, parse
+from warpsmith.catalog.gemm_sm90 import Tile
 from warpsmith.catalog.spec import CubinId
 from warpsmith.runtime.driver import default_driver
 from warpsmith.runtime.launch import Argument
@@ -90,6 +91,12 @@ def units_of(case: Case, tiles: int) -> int:
     return min(whole, tiles) + max(0, tiles - whole) * parts
 
 
+def grid_of(tile: Tile, most: int, units: int) -> int:
+    """Blocks for so many units of work, whole clusters of them, `most` at most."""
+    blocks = tile.cluster * tile.parts
+    return max(1, min(most, units * tile.parts) // blocks) * blocks
+
+
 def arguments(
     variant: str, case: Case, a: Any, b: Any, scales: tuple[Any, Any], d: Any, more: dict[str, Any]
 ) -> tuple[Argument, ...]:
@@ -139,7 +146,7 @@ class Launch:
         more |= {"workspace": self._kept[0], "arrivals": self.arrivals}
         scales = (a.scales, b.scales)
         self.arguments = arguments(variant, case, a.data, b.data, scales, self.raw.view(dtype), more)
-        self.grid = max(1, min(case.blocks, units_of(case, self.tiles)) // shape.cluster) * shape.cluster
+        self.grid = grid_of(shape, case.blocks, units_of(case, self.tiles))
 
     def run(self, kernel: Any) -> Any:
         """Poison D and launch; D with its surroundings, as bits."""
@@ -163,8 +170,7 @@ def problems(variant: str, case: Case, folder: Path | None, seed: int) -> tuple[
     inside = raw[:, : problem.rows, : case.n]
     if (inside[~problem.valid] != launch.poison).any():
         found.append("wrote rows that are not to be written")
-    cluster = tile(variant).cluster
-    launch.grid = max(1, launch.grid // 2 // cluster) * cluster
+    launch.grid = grid_of(tile(variant), launch.grid // 2, launch.tiles * 255)
     if not torch.equal(raw, launch.run(kernel)):
         found.append("half as many blocks give other bits")
     got = inside[problem.valid].contiguous().view(DTYPES[case.out]).double()

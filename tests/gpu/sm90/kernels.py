@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from warpsmith.arch import Target
@@ -19,6 +20,11 @@ VARIANTS: dict[str, tuple[Variant, Tile]] = {
     for variant in KERNEL.variants
     if variant.name.startswith(pair(a, b))
 }
+
+
+def for_racecheck(variant: Variant) -> Variant:
+    """A variant in which every lane arrives at the barriers; racecheck does not follow one that does for its warp."""
+    return replace(variant, macros=(*variant.macros, ("WS_EVERY_LANE_ARRIVES", "1")))
 
 
 def tile(name: str) -> Tile:

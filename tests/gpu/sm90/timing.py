@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .cases import Case
-from .gemm import arguments, load, tiles_of, units_of
+from .gemm import arguments, grid_of, load, tiles_of, units_of
 from .kernels import tile
 from .problem import DTYPES
 
@@ -134,7 +134,7 @@ def variant_timer(
     case = Case(shape.mode, batches=shape.groups, m=shape.m, n=shape.n, k=shape.k, splits=splits)
     case = replace(case, constant_b=constant_b)
     tiles = tiles_of(variant, case, shape.m, shape.groups)
-    grid = max(1, min(sms * block.blocks, units_of(case, tiles)) // block.cluster) * block.cluster
+    grid = grid_of(block, sms * block.blocks, units_of(case, tiles))
     shared: dict[str, Any] = {"arrivals": torch.zeros(tiles, dtype=torch.int32, device="cuda")}
     if splits > 1:
         shared["workspace"] = torch.empty(tiles * (splits & 255) * block.m * block.n, device="cuda")

@@ -50,6 +50,21 @@ WS_DEVICE void mbarrier_arrive_at(u32 barrier, u32 rank) {
       : "memory");
 }
 
+// Where `address` of this block lies in block `rank`, for instructions on .shared::cluster.
+WS_DEVICE u32 address_at(u32 address, u32 rank) {
+  u32 remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
+}
+
+// 16 bytes to another block's shared memory, which complete at a barrier of that block; addresses of `address_at`.
+WS_DEVICE void store_async(u32 to, float x, float y, float z, float w, u32 barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+      "f"(x), "f"(y), "f"(z), "f"(w), "r"(barrier)
+      : "memory");
+}
+
 // Copies the box to the same place in each block of `blocks`, a bit each, and completes at the barrier of each.
 WS_DEVICE void load_tensor_multicast(u32 destination, const TensorMap& map, int x, int y, int z, u32 barrier,
                                      u16 blocks) {

@@ -12,8 +12,11 @@
 #ifndef WS_CLUSTER
 #define WS_CLUSTER 1
 #endif
+#ifndef WS_PARTS
+#define WS_PARTS 1
+#endif
 #ifndef WS_STAGES
-#define WS_STAGES 12  // at most; as many as fit
+#define WS_STAGES 16  // at most; as many as fit
 #endif
 #ifndef WS_GROUPS
 #define WS_GROUPS 2
@@ -26,6 +29,11 @@
 #endif
 #ifndef WS_BAND
 #define WS_BAND 8
+#endif
+
+// 1: all lanes arrive at barriers, not one for its warp, which racecheck does not follow.
+#ifndef WS_EVERY_LANE_ARRIVES
+#define WS_EVERY_LANE_ARRIVES 0
 #endif
 
 namespace ws {
@@ -50,6 +58,10 @@ static_assert(kTileK == (kType == WgmmaType::e4m3 ? 128 : 64), "a row of a stage
 constexpr u32 kCluster = WS_CLUSTER, kClusterM = kCluster * kTileM, kPartB = kTileN / kCluster;
 static_assert(kPartB % 8 == 0, "parts start with the swizzle's pattern");
 
+// Or the blocks of a cluster divide the K of a tile, and add their sums through each other's shared memory.
+constexpr u32 kPartsK = WS_PARTS, kClusterBlocks = kCluster * kPartsK;
+static_assert(kCluster == 1 || kPartsK == 1, "clusters divide M or K");
+
 // The left operand of the MMA has 64 rows, the right one 8 to 256. Rows of A are on the left, or, for small M, rows of
 // B (kSwap). Two warpgroups divide the left rows, or, where there are 64, the right ones.
 constexpr u32 kGroups = WS_GROUPS;
@@ -57,7 +69,6 @@ constexpr u32 kLeftRows = kSwap ? kTileN : kTileM, kRightRows = kSwap ? kTileM :
 constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroups, kGroupsRight = kGroups / kGroupsLeft;
 constexpr u32 kM64 = kLeftRows / kGroupsLeft / 64, kN = kRightRows / kGroupsRight;  // MMA tiles of a warpgroup
 static_assert(kLeftRows % (64 * kGroupsLeft) == 0 && kN % 8 == 0 && kN <= 256, "whole MMA tiles");
-static_assert(!kSwap || kN <= 64, "swapped tiles are for few rows of A");
 static_assert(kSwap || kN % 64 == 0 || kN == 32, "parts of D have 64 columns or 32");
 
 using Sums = float[kM64][kN / 2];
@@ -77,12 +88,12 @@ using Part = float[kN / 2];
 // A block that has a multiprocessor to itself moves registers from a producer's warpgroup, of which one warp works, to
 // the others. Small tiles share the multiprocessor with other blocks, and leave registers as they are.
 constexpr u32 kBlocks = WS_BLOCKS;
-constexpr bool kMovesRegisters = kBlocks == 1;
+constexpr bool kMovesRegisters = kBlocks == 1 && kGroups == 2;
 constexpr u32 kMmaWarps = 4 * kGroups, kMmaThreads = 32 * kMmaWarps;
+constexpr u32 kArriving = WS_EVERY_LANE_ARRIVES ? 32 : 1;  // lanes of a warp
 constexpr u32 kProducers = kPromoted ? 2 : 1;  // warps: for elements, for scales
 constexpr u32 kThreads = kMmaThreads + (kMovesRegisters ? 128 : 32 * kProducers);
 constexpr u32 kProducerRegisters = 40, kMmaRegisters = 232;
-static_assert(!kMovesRegisters || kGroups == 2, "registers that the block starts with: 384 times 168");
 
 // ---- shared memory ------------------------------------------------------------------------------------------------
 
@@ -101,20 +112,25 @@ struct Scales {
 // Each warp writes D by parts of 2 KB, which pass through shared memory of its own; then come 64 values of bias.
 constexpr u32 kPartBytes = 2048 + 256;
 
+// With parts of K, a warp's sums that another block of the cluster sends.
+constexpr u32 kSentBytes = kPartsK > 1 ? kM64 * kN / 2 * 32 * 4 : 0;
+
 struct Shared {
   static constexpr u32 kLimit = 233472 / kBlocks - 1024;  // of a block
   static constexpr u32 kTileWords = 8;   // that describe a tile
-  static constexpr u32 kFixed = kMmaWarps * kPartBytes + kTileWords * 4 + 32;
+  static constexpr u32 kFixed = kMmaWarps * (kPartBytes + kSentBytes + 16) + kTileWords * 4 + 32;
   static constexpr u32 kPerStage = kStageBytes + Scales::kBytes + 16 + kTileWords * 4;
   static constexpr u32 kFit = (kLimit - kFixed) / kPerStage;
   static constexpr u32 kStages = kFit < WS_STAGES ? kFit : WS_STAGES;
   static constexpr u32 kTileSlots = kStages + 1;
 
-  static constexpr u32 kParts = kStages * kStageBytes;             // [kMmaWarps]
-  static constexpr u32 kScales = kParts + kMmaWarps * kPartBytes;  // [kStages]
+  static constexpr u32 kParts = kStages * kStageBytes;           // [kMmaWarps]
+  static constexpr u32 kSent = kParts + kMmaWarps * kPartBytes;  // [kMmaWarps]
+  static constexpr u32 kScales = kSent + kMmaWarps * kSentBytes;  // [kStages]
   static constexpr u32 kTiles = kScales + kStages * Scales::kBytes;  // [kTileSlots][kTileWords]
   static constexpr u32 kFull = kTiles + kTileSlots * kTileWords * 4, kEmpty = kFull + kStages * 8;  // barriers
-  static constexpr u32 kLast = kEmpty + kStages * 8;  // whether a block is the last of a tile's splits
+  static constexpr u32 kArrived = kEmpty + kStages * 8, kTaken = kArrived + kMmaWarps * 8;  // barriers of warps
+  static constexpr u32 kLast = kTaken + kMmaWarps * 8;  // whether a block is the last of a tile's splits
   static constexpr u32 kBytes = kLast + 16;
   static_assert(Scales::kBytes % 16 == 0 && kTiles % 16 == 0, "aligned for bulk copies");
   static_assert(kBytes <= kLimit && kStages >= 2, "shared memory of a block");

@@ -158,7 +158,7 @@ WS_DEVICE void write_swapped(const float (&sums)[kN / 2], const Output& out, con
       u32 pairs[4] = {};
 #pragma unroll
       for (u32 i = 0; i < 4; ++i) {  // columns g and g + 8 of 8 rows, then of the next 8
-        if (j + i / 2 >= kN / 8) continue;
+        if (start / 8 + j + i / 2 >= kN / 8) continue;
         const u32 from = (start / 8 + j + i / 2) * 4 + i % 2 * 2;
         const float add = i % 2 ? high : low;
         const float x = __fmaf_rn(sums[from], alpha, add), y = __fmaf_rn(sums[from + 1], alpha, add);

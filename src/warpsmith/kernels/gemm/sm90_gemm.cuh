@@ -10,6 +10,7 @@
 //   WS_TILE_M, WS_TILE_N, WS_TILE_K   tile of D, and K of a stage: 64, fp8_block 128
 //   WS_SWAP                           1: rows of B are the MMA's 64-row operand (small M)
 //   WS_CLUSTER                        blocks, one below the other, that share the copies of B; 1 by default
+//   WS_PARTS                          blocks of a cluster that divide the K of a tile; 1 by default
 //   WS_GROUPS                         warpgroups that multiply: 1 or 2 (default)
 //   WS_BLOCKS                         blocks that share a multiprocessor; 1 by default
 //   WS_BUFFERS                        fp8_block: 2: a stage's sums are added while the next one's are made
@@ -32,13 +33,25 @@
 #include "common/warpgroup.cuh"
 #include "gemm/sm90_config.cuh"
 #include "gemm/sm90_epilogue.cuh"
+#include "gemm/sm90_exchange.cuh"
 #include "gemm/sm90_main_loop.cuh"
 #include "gemm/sm90_producer.cuh"
 #include "gemm/sm90_schedule.cuh"
 
 namespace ws {
 
+// Whether the warp then has the sums over all of K.
+WS_DEVICE bool add_parts(Sums& sums, Exchange& exchange, const Problem& p, const Tile& tile, const Place& place,
+                         u32 shared) {
+  if constexpr (kPartsK > 1) {
+    return exchange.add(sums, tile, place, shared);
+  } else {
+    return add_splits(sums, p, tile, shared);
+  }
+}
+
 WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place& place) {
+  Exchange exchange;
 #pragma unroll 1
   for (;; slots.advance()) {
     mbarrier_wait(ring.full(), ring.parity);
@@ -50,8 +63,8 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
     } else {
       add_stages(sums, ring, place, tile.stages);
     }
-    const Tile written = load_tile(slots.slot());
-    if (add_splits(sums, p, written, ring.base)) write_d(sums, p, written, place, ring.base);
+    if (!add_parts(sums, exchange, p, load_tile(slots.slot()), place, ring.base)) continue;
+    write_d(sums, p, load_tile(slots.slot()), place, ring.base);
   }
 }
 
@@ -59,8 +72,8 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
 
 WS_RECORD(ws::Shared::kBytes, ws::kThreads, ws::Shared::kStages, WS_FLAG_WAITS, ws::kTileM, ws::kTileN, ws::kTileK)
 
-#if WS_CLUSTER > 1
-#define WS_CLUSTER_SHAPE __cluster_dims__(WS_CLUSTER, 1, 1)
+#if WS_CLUSTER * WS_PARTS > 1
+#define WS_CLUSTER_SHAPE __cluster_dims__(WS_CLUSTER * WS_PARTS, 1, 1)
 #else
 #define WS_CLUSTER_SHAPE
 #endif
@@ -86,14 +99,18 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
   const u32 warp = __shfl_sync(kAllLanes, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x < Shared::kStages) {
     mbarrier_init(ring.base + Shared::kFull + threadIdx.x * 8, kProducers);
-    mbarrier_init(ring.base + Shared::kEmpty + threadIdx.x * 8, kMmaWarps * kCluster);
+    mbarrier_init(ring.base + Shared::kEmpty + threadIdx.x * 8, kMmaWarps * kCluster * kArriving);
+    fence_mbarrier_init();
+  } else if (kPartsK > 1 && threadIdx.x >= 32 && threadIdx.x < 32 + 2 * kMmaWarps) {
+    const u32 i = threadIdx.x - 32;
+    mbarrier_init(ring.base + Shared::kArrived + i * 8, i < kMmaWarps ? 1 : kArriving);
     fence_mbarrier_init();
   } else if (threadIdx.x == kThreads - 1) {
     if (ring.base % 1024 != 0) __trap();
     prefetch_tensor_map(a_map);
     prefetch_tensor_map(b_map);
   }
-  if constexpr (kCluster > 1) {
+  if constexpr (kClusterBlocks > 1) {
     sync_cluster();
   } else {
     __syncthreads();
@@ -101,10 +118,10 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
   if (warp >= kMmaWarps) {
     if constexpr (kMovesRegisters) shrink_registers<kProducerRegisters>();
     if (warp == kMmaWarps) {
-      produce(problem, ring, slots, lane, kCluster > 1 ? cluster_rank() : 0);
+      produce(problem, ring, slots, lane, kClusterBlocks > 1 ? cluster_rank() : 0);
       release_successor();
     } else if (kProducers == 2 && warp == kMmaWarps + 1) {
-      produce_scales(problem, ring, lane, kCluster > 1 ? cluster_rank() : 0);
+      produce_scales(problem, ring, lane, kClusterBlocks > 1 ? cluster_rank() : 0);
     }
   } else {
     if constexpr (kMovesRegisters) grow_registers<kMmaRegisters>();
@@ -112,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
     consume(problem, ring, slots, Place{warp / 4, warp % 4, lane});
   }
   // Until here other blocks of the cluster may copy to this one and arrive at its barriers.
-  if constexpr (kCluster > 1) {
+  if constexpr (kClusterBlocks > 1) {
     __syncwarp();
     sync_cluster();
   }

@@ -14,7 +14,9 @@ namespace ws {
 // The warp has read a stage: tells the producers of all blocks that copy to it.
 WS_DEVICE void release_stage(u32 empty, u32 lane) {
   if constexpr (kCluster == 1) {
-    if (lane == 0) mbarrier_arrive(empty);
+    if (lane < kArriving) mbarrier_arrive(empty);
+  } else if constexpr (kArriving > 1) {
+    for (u32 rank = 0; rank < kCluster; ++rank) mbarrier_arrive_at(empty, rank);
   } else {
     if (lane < kCluster) mbarrier_arrive_at(empty, lane);
   }
@@ -71,9 +73,9 @@ WS_DEVICE void add_stages(Sums& sums, Ring& ring, const Place& place, u32 stages
 // ---- fp32 scales --------------------------------------------------------------------------------------------------
 
 // What sums over 128 of K are multiplied by: a lane's two rows' scales, times the one of all columns, or of each column
-// (`by_column`), whose scales stay in the stage.
+// (`by_column`). The columns' are with them for swapped tiles, which have few, and else stay in the stage.
 struct Factors {
-  float rows[2];
+  float rows[2], columns[kSwap ? kN / 4 : 1];
   u32 scales;  // the stage's
 };
 
@@ -100,6 +102,10 @@ struct Promotion {
       f.rows[h] = shared_float(kSwap && !by_rows ? one : f.scales + (kSwap ? b : a) + h * 32);
       if (!by_column()) f.rows[h] *= shared_float(one);
     }
+    if constexpr (kSwap) {
+#pragma unroll
+      for (u32 i = 0; i < kN / 4; ++i) f.columns[i] = column(f, i);
+    }
     return f;
   }
 
@@ -108,19 +114,32 @@ struct Promotion {
     for (u32 c = 0; c < kN / 2; ++c) sums[0][c] = __fmaf_rn(part[c], f.rows[c / 2 % 2], sums[0][c]);
   }
 
+  // The scale of a lane's i-th column.
+  WS_DEVICE float column(const Factors& f, u32 i) const {
+    return shared_float(f.scales + (kSwap ? a : b) + (i / 2 * 8 + i % 2) * 4);
+  }
+
   WS_DEVICE void add_columns(Sums& sums, const Part& part, const Factors& f) const {
-    const u32 right = f.scales + (kSwap ? a : b);
 #pragma unroll
     for (u32 c = 0; c < kN / 2; c += 4) {
 #pragma unroll
       for (u32 e = 0; e < 2; ++e) {
-        const float factor = shared_float(right + (2 * c + e) * 4);
+        const float factor = kSwap ? f.columns[c / 2 + e] : column(f, c / 2 + e);
 #pragma unroll
         for (u32 h = 0; h < 2; ++h) {
           float& sum = sums[0][c + 2 * h + e];
           sum = __fmaf_rn(part[c + 2 * h + e], f.rows[h] * factor, sum);
         }
       }
+    }
+  }
+
+  // Without anything that is still in the stage.
+  WS_DEVICE void add(Sums& sums, const Part& part, const Factors& f) const {
+    if constexpr (kSwap) {
+      add_columns(sums, part, f);
+    } else {
+      add_square(sums, part, f);
     }
   }
 };
@@ -131,13 +150,13 @@ WS_DEVICE void add_stage(Sums& sums, const Promotion& promotion, const Ring& rin
   multiply_part(part, ring, place);
   wgmma_wait<0>();
   hold_sums(part);
-  if (promotion.by_column()) {
+  if (!kSwap && promotion.by_rows) {
     promotion.add_columns(sums, part, factors);
     __syncwarp();
     release_stage(ring.empty(), place.lane);
   } else {
     release_stage(ring.empty(), place.lane);
-    promotion.add_square(sums, part, factors);
+    promotion.add(sums, part, factors);
   }
 }
 
@@ -159,7 +178,7 @@ struct Buffer {
   WS_DEVICE void add(Sums& sums, const Promotion& promotion, const Place& place) {
     hold_sums(part);
     release_stage(empty, place.lane);
-    promotion.add_square(sums, part, factors);
+    promotion.add(sums, part, factors);
     hold_sums(sums[0]);
   }
 };
@@ -198,7 +217,7 @@ WS_DEVICE void add_promoted_stages(Sums& sums, Ring& ring, const Place& place, c
 #pragma unroll
   for (u32 c = 0; c < kN / 2; ++c) sums[0][c] = 0.0f;
   if constexpr (kBuffers == 2) {
-    if (!promotion.by_column()) stages = add_overlapped_stages(sums, ring, place, promotion, stages);
+    if (kSwap || !promotion.by_rows) stages = add_overlapped_stages(sums, ring, place, promotion, stages);
   }
 #pragma unroll 1
   for (; stages != 0; --stages, ring.advance()) {

@@ -55,20 +55,21 @@ struct TileCopy {
   u32 rank;
 
   // B of the first stages, all of which are empty; how many.
-  WS_DEVICE u32 begin_with_b(Ring ring) const {
+  WS_DEVICE u32 begin_with_b(Ring ring, const TileRing& slots) const {
+    save_tile(slots.slot(), tile);
     const u32 stages = min(tile.stages, Shared::kStages);
 #pragma unroll 1
     for (u32 i = 0; i < stages; ++i, ring.advance()) copy_b(ring, i);
     return stages;
   }
 
-  // All stages; of the first `begun`, B is on its way. The description of the tile is there before its first stage is
-  // full.
+  // All stages; of the first `begun`, B is on its way. The description of the tile is there before an arrival at the
+  // first stage's barrier.
   WS_DEVICE void copy(Ring& ring, const TileRing& slots, u32 begun) const {
 #pragma unroll 1
     for (u32 i = 0; i < tile.stages; ++i, ring.advance()) {
       mbarrier_wait(ring.empty(), ring.parity ^ 1);
-      if (i == 0) save_tile(slots.slot(), tile);
+      if (i == 0 && begun == 0) save_tile(slots.slot(), tile);
       if (i >= begun) copy_b(ring, i);
       load_tensor(kSwap ? ring.right() : ring.left(), *p.a_map, k_of(i), static_cast<int>(tile.row),
                   p.is_grouped() ? 0 : static_cast<int>(tile.batch), ring.full());
@@ -108,21 +109,26 @@ struct TileCopy {
 // What of which tile a unit of work is: the first tiles are whole, of the others consecutive units take the parts of K.
 // Returns the tile's number.
 WS_DEVICE u32 divide(const Problem& p, u32 unit, u32 rank, Tile& tile) {
-  const u32 all = div_up(p.k, kTileK), parts = p.kind() == kDense ? min(p.splits & 255, all) : 1;
-  const u32 whole = parts > 1 ? p.splits >> 8 : 0;
-  if (parts <= 1 || unit < whole) {
-    tile.splits = 1;
-    tile.split = tile.index = tile.first_stage = 0;
-    tile.stages = all;
-    return unit;
+  const u32 all = div_up(p.k, kTileK);
+  u32 number = unit;
+  tile.splits = 1;
+  tile.split = tile.index = 0;
+  if constexpr (kPartsK > 1) {
+    tile.splits = min(kPartsK, all);
+    tile.split = rank;
+  } else {
+    const u32 parts = p.kind() == kDense ? min(p.splits & 255, all) : 1, whole = parts > 1 ? p.splits >> 8 : 0;
+    if (parts > 1 && unit >= whole) {
+      const u32 among = (unit - whole) / parts;
+      tile.splits = parts;
+      tile.split = (unit - whole) % parts;
+      tile.index = among * kCluster + rank;
+      number = whole + among;
+    }
   }
-  const u32 among = (unit - whole) / parts;
-  tile.splits = parts;
-  tile.split = (unit - whole) % parts;
-  tile.first_stage = all * tile.split / parts;
-  tile.stages = all * (tile.split + 1) / parts - tile.first_stage;
-  tile.index = among * kCluster + rank;
-  return whole + among;
+  tile.first_stage = all * tile.split / tile.splits;
+  tile.stages = tile.split < tile.splits ? all * (tile.split + 1) / tile.splits - tile.first_stage : 0;
+  return number;
 }
 
 // The warp that copies elements. The predecessor may still be running: if it does not write B, copies of B do not wait
@@ -130,17 +136,17 @@ WS_DEVICE u32 divide(const Problem& p, u32 unit, u32 rank, Tile& tile) {
 WS_DEVICE void produce(const Problem& p, Ring ring, TileRing slots, u32 lane, u32 rank) {
   bool ahead = p.flags & kConstantB && p.kind() == kDense;
   if (!ahead) wait_for_predecessor();
-  TileFinder finder(p, lane, rank);
+  TileFinder finder(p, lane, kCluster > 1 ? rank : 0);
   Tile tile;
 #pragma unroll 1
-  for (u32 unit = blockIdx.x / kCluster;; unit += gridDim.x / kCluster, slots.advance()) {
+  for (u32 unit = blockIdx.x / kClusterBlocks;; unit += gridDim.x / kClusterBlocks, slots.advance()) {
     const u32 number = divide(p, unit, rank, tile);
-    if (!finder.find(p, number, tile)) break;
+    if (tile.stages == 0 || !finder.find(p, number, tile)) break;
     if (lane == 0) {
       const TileCopy copy{p, tile, rank};
       u32 begun = 0;
       if (ahead) {
-        begun = copy.begin_with_b(ring);
+        begun = copy.begin_with_b(ring, slots);
         wait_for_predecessor();
       }
       copy.copy(ring, slots, begun);
@@ -159,12 +165,12 @@ WS_DEVICE void produce(const Problem& p, Ring ring, TileRing slots, u32 lane, u3
 WS_DEVICE void produce_scales(const Problem& p, Ring ring, u32 lane, u32 rank) {
   wait_for_predecessor();
   const bool by_rows = p.flags & kRowScalesB;
-  TileFinder finder(p, lane, rank);
+  TileFinder finder(p, lane, kCluster > 1 ? rank : 0);
   Tile tile;
 #pragma unroll 1
-  for (u32 unit = blockIdx.x / kCluster;; unit += gridDim.x / kCluster) {
+  for (u32 unit = blockIdx.x / kClusterBlocks;; unit += gridDim.x / kClusterBlocks) {
     const u32 number = divide(p, unit, rank, tile);
-    if (!finder.find(p, number, tile)) break;
+    if (tile.stages == 0 || !finder.find(p, number, tile)) break;
     const u8* const b_scales = p.b_scales + tile.batch * p.b_scale_batch;
     const u8* const a_scales = p.is_grouped() ? p.a_scales : p.a_scales + tile.batch * p.a_scale_batch;
     const RowScaleCopy a(a_scales, tile.row, kTileM, p.m), b(b_scales, tile.column, kTileN, p.n);
