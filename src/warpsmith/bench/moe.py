@@ -16,8 +16,8 @@ from warpsmith.errors import DriverError, InvalidArgumentError
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192)
 _SETS = 4
-_SAME = 2e-2
-"""Relative difference up to which a peer does the same work; it rounds elsewhere."""
+_SAME, _SAME_QUANTIZED = 2e-2, 8e-2
+"""Relative difference up to which a peer does the same work: it rounds elsewhere, and it quantizes no activations."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Model:
     activation
         Of its `Experts`; with biases for ``swiglu_oai``.
     formats
-        The formats of weights that are measured.
+        The formats of weights that are measured, or of `PAIRS`.
     """
 
     name: str
@@ -47,6 +47,9 @@ class Model:
     formats: tuple[str, ...] = ("bf16",)
 
 
+PAIRS = {"fp8_block": "fp8_block_128x128"}
+"""Formats of activations that are measured too, and of the weights beside them."""
+
 _GROUPED = "sigmoid_bias_grouped"
 MODELS = (
     Model("Qwen3-30B-A3B", 2048, 768, 128, 8),
@@ -54,11 +57,11 @@ MODELS = (
     Model("Mixtral-8x7B", 4096, 14336, 8, 2),
     Model(
         "DeepSeek-V3", 7168, 2048, 256, 8, _GROUPED, (("n_group", 8), ("topk_group", 4), ("scale", 2.5)),
-        formats=("fp8_block_128x128",),
+        formats=("fp8_block", "fp8_block_128x128"),
     ),
     Model("gpt-oss-120b", 2880, 2880, 128, 4, "topk_softmax", activation="swiglu_oai", formats=("mxfp4",)),
     Model("gpt-oss-20b", 2880, 2880, 32, 4, "topk_softmax", activation="swiglu_oai", formats=("mxfp4", "bf16")),
-    Model("Kimi-K2", 7168, 2048, 384, 8, _GROUPED, (("scale", 2.827),), formats=("fp8_block_128x128",)),
+    Model("Kimi-K2", 7168, 2048, 384, 8, _GROUPED, (("scale", 2.827),), formats=("fp8_block", "fp8_block_128x128")),
 )  # fmt: skip
 """The layers of models in use, in their own format, and in bf16 where torch's grouped products can be a peer."""
 
@@ -130,9 +133,10 @@ def _measure(model: Model, format: str, tokens: Sequence[int], most: dict[str, f
     if model.activation == "swiglu_oai":
         for name, width in (("bias13", 2 * model.inner), ("bias2", model.hidden)):
             biases[name] = torch.randn(model.experts, width, device="cuda", dtype=torch.bfloat16)
-    w13 = _weights(gates * model.inner, model.hidden, model, format)
-    w2 = _weights(model.hidden, model.inner, model, format)
-    layer = ws.Experts(w13, w2, activation=model.activation, **biases)
+    weights, activations = PAIRS.get(format, format), format if format in PAIRS else None
+    w13 = _weights(gates * model.inner, model.hidden, model, weights)
+    w2 = _weights(model.hidden, model.inner, model, weights)
+    layer = ws.Experts(w13, w2, activation=model.activation, format=activations, **biases)
     options = dict(model.options)
     if model.rule == _GROUPED:
         options["bias"] = torch.randn(model.experts, device="cuda") / 10
@@ -172,7 +176,8 @@ def _row(
     hit = sum(len(ids.unique()) for ids, _ in chosen) / _SETS
     per_expert = sum(_bytes(w) for w in (layer.w13, layer.w2)) / model.experts
     operations = 2 * 3 * tokens * model.top_k * model.hidden * model.inner
-    floors = ceilings.floors(most, int(hit * per_expert), operations)
+    rate = ceilings.FP8 if layer.format == "fp8_block" else ceilings.BF16
+    floors = ceilings.floors(most, int(hit * per_expert), operations, rate)
     given = [
         Given(format, x, one, *pair, *plain, layer, routing)
         for x, one, pair in zip(xs, logits, chosen, strict=True)
@@ -191,7 +196,7 @@ def _peer_times(what: str, given: Sequence[Given], mine: Any, notes: list[str]) 
             if not made:
                 continue
             difference = float((mine.float() - made[0].result().float()).norm() / mine.float().norm())
-            if not difference <= _SAME:
+            if not difference <= (_SAME if given[0].layer.format is None else _SAME_QUANTIZED):
                 notes.append(f"{name}, {what}: its result differs by {difference:.1e}; not counted")
             else:
                 times[name] = gpu_time([peer.timed for peer in made])
