@@ -81,7 +81,7 @@ def panel(axes: Any, title: str, lines: Sequence[Line], *, x: str, y: str) -> No
     axes.minorticks_off()
     low, high = axes.get_ylim()
     right = max(line.x[-1] for line in drawn)
-    axes.set_xlim(min(line.x[0] for line in drawn) / 1.3, right * (right / drawn[0].x[0]) ** 0.3)
+    axes.set_xlim(min(line.x[0] for line in drawn) / 1.3, right * max((right / drawn[0].x[0]) ** 0.3, 1.5))
     ends = [math.log(line.y[-1] / low) / math.log(high / low) for line in drawn]
     for line, end, place in zip(drawn, ends, spread(ends, 0.065), strict=True):
         style = {"fontsize": 7.5, "va": "center", "color": look(line.name)["color"]}

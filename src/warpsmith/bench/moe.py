@@ -16,8 +16,8 @@ from warpsmith.errors import DriverError, InvalidArgumentError
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192)
 _SETS = 4
-_SAME = 2e-2
-"""Relative difference up to which a peer does the same work; it rounds elsewhere."""
+_SAME, _SAME_QUANTIZED = 2e-2, 8e-2
+"""Relative difference up to which a peer does the same work: it rounds elsewhere, and it quantizes no activations."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ def _row(
     hit = sum(len(ids.unique()) for ids, _ in chosen) / _SETS
     per_expert = sum(_bytes(w) for w in (layer.w13, layer.w2)) / model.experts
     operations = 2 * 3 * tokens * model.top_k * model.hidden * model.inner
-    floors = ceilings.floors(most, int(hit * per_expert), operations)
+    rate = ceilings.FP8 if layer.format == "fp8_block" else ceilings.BF16
+    floors = ceilings.floors(most, int(hit * per_expert), operations, rate)
     given = [
         Given(format, x, one, *pair, *plain, layer, routing)
         for x, one, pair in zip(xs, logits, chosen, strict=True)
@@ -195,7 +196,7 @@ def _peer_times(what: str, given: Sequence[Given], mine: Any, notes: list[str]) 
             if not made:
                 continue
             difference = float((mine.float() - made[0].result().float()).norm() / mine.float().norm())
-            if not difference <= _SAME:
+            if not difference <= (_SAME if given[0].layer.format is None else _SAME_QUANTIZED):
                 notes.append(f"{name}, {what}: its result differs by {difference:.1e}; not counted")
             else:
                 times[name] = gpu_time([peer.timed for peer in made])

@@ -111,12 +111,13 @@ def _ends(row: Row, dense: bool) -> list[str]:
 
 
 def _mean(rows: Sequence[Row]) -> str:
-    """The geometric mean of what the best peer takes of our time."""
-    ratios = [row.best_peer[1] / row.microseconds for row in rows if row.best_peer]
-    if len(ratios) < 2:
-        return ""
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    return f": best peer's time / ours {mean:.2f} in geometric mean of {len(ratios)}, {min(ratios):.2f} at least"
+    """How many times longer than ours each peer takes, in geometric mean, and at least and at most."""
+    told = []
+    for peer in dict.fromkeys(peer for row in rows for peer in row.peers):
+        ratios = [row.peers[peer] / row.microseconds for row in rows if peer in row.peers]
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        told.append(f"{short(peer)} {mean:.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} shapes)")
+    return f": time over ours in geometric mean: {'; '.join(told)}" if told else ""
 
 
 def _moe(result: Result) -> list[str]:
