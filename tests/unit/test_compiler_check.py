@@ -48,11 +48,11 @@ def found(
 
 
 def compiled(**changes: object) -> CubinInfo:
-    return replace(GOOD, kernels=(replace(COMPILED, **changes),))  # type: ignore[arg-type]
+    return GOOD._replace(kernels=(COMPILED._replace(**changes),))  # type: ignore[arg-type]
 
 
 def record(index: int, value: int) -> CubinInfo:
-    return replace(GOOD, record=(*RECORD[:index], value, *RECORD[index + 1 :]))
+    return GOOD._replace(record=(*RECORD[:index], value, *RECORD[index + 1 :]))
 
 
 def test_nothing_is_wrong_with_a_good_cubin() -> None:
@@ -62,15 +62,15 @@ def test_nothing_is_wrong_with_a_good_cubin() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (found(replace(GOOD, target=parse("sm_121a"))), "made for sm_121a, not for sm_120f"),
-        (found(replace(GOOD, tool_version="13.0.88")), "made by NVRTC 13.0.88, not by 13.5.37"),
-        (found(replace(GOOD, kernels=())), "its entries are none; expected ws_k alone"),
+        (found(GOOD._replace(target=parse("sm_121a"))), "made for sm_121a, not for sm_120f"),
+        (found(GOOD._replace(tool_version="13.0.88")), "made by NVRTC 13.0.88, not by 13.5.37"),
+        (found(GOOD._replace(kernels=())), "its entries are none; expected ws_k alone"),
         (found(compiled(entry="_Z4ws_kPf")), "its entries are _Z4ws_kPf; expected ws_k alone"),
-        (found(replace(GOOD, kernels=(COMPILED, replace(COMPILED, entry="ws_l")))), "its entries are ws_k, ws_l"),
+        (found(GOOD._replace(kernels=(COMPILED, COMPILED._replace(entry="ws_l")))), "its entries are ws_k, ws_l"),
         (found(compiled(params=((0, 8), (8, 4)))), r"\(0, 8\) \(8, 4\); .*map: tensormap make .*\(64, 128\)"),
         (found(compiled(params=((0, 8), (8, 8), (64, 128)))), r"\(8, 8\)"),
         (found(compiled(params=())), r"its parameters \(offset, size\) are none; the catalog's out: ptr, n: i32"),
-        (found(replace(GOOD, record=None)), "exports no ws_record"),
+        (found(GOOD._replace(record=None)), "exports no ws_record"),
         (found(record(0, 0x57530002)), "ws_record starts with 0x57530002, expected 0x57530001"),
         (found(record(1, 100 * 1024 - 2047)), r"101377 bytes of shared memory \(1024 static, 100353 dynamic\).*101376"),
         (found(compiled(static_shared=1025)), "101377 bytes of shared memory"),

@@ -59,7 +59,7 @@ def test_every_input_changes_the_key(other: str) -> None:
 
 def test_options_change_the_key() -> None:
     unit = source_unit(KERNEL, VARIANT, SOURCES)
-    assert compile_key("13.5.37", parse("sm_90a"), replace(unit, options=(*unit.options, "-lineinfo"))) != (
+    assert compile_key("13.5.37", parse("sm_90a"), unit._replace(options=(*unit.options, "-lineinfo"))) != (
         compile_key("13.5.37", parse("sm_90a"), unit)
     )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -51,8 +50,7 @@ _SM = re.compile(r"sm_(\d{1,2})(\d)([af]?)")
 _SUFFIXES: dict[str, Suffix] = {"": "", "a": "a", "f": "f"}
 
 
-@dataclass(frozen=True)
-class KernelInfo:
+class KernelInfo(NamedTuple):
     """One kernel of a cubin.
 
     Attributes
@@ -82,8 +80,7 @@ class KernelInfo:
     param_base: int = 0
 
 
-@dataclass(frozen=True)
-class CubinInfo:
+class CubinInfo(NamedTuple):
     """What a cubin says about itself; `record` is None if it exports no ``ws_record``."""
 
     target: Target

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from warpsmith.arch import Capability, candidates
@@ -16,8 +15,7 @@ Availability = Callable[[CubinId], "str | None"]
 """Says why a cubin cannot be used, or None if it can."""
 
 
-@dataclass(frozen=True)
-class DeviceFacts:
+class DeviceFacts(NamedTuple):
     """What dispatch needs to know of a device; injected, so that every device can be tested without one.
 
     Attributes
@@ -48,8 +46,7 @@ class Rejection(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """The outcome of `resolve`."""
 
     problem: Problem

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import NamedTuple
 
 from warpsmith.catalog.spec import Catalog, Kernel, Param, Variant
 from warpsmith.errors import CatalogError
@@ -26,8 +26,7 @@ _SOURCE = re.compile(r"[a-z0-9_]+(?:/[a-z0-9_]+)*\.cuh")
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<([^>]+)>)', re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class SourceUnit:
+class SourceUnit(NamedTuple):
     """A program ready to compile.
 
     Attributes

@@ -305,8 +305,7 @@ class Promise(NamedTuple):
         return f"{self.operation}/{self.format}@{self.capability}"
 
 
-@dataclass(frozen=True)
-class CubinId:
+class CubinId(NamedTuple):
     """The name of one cubin: kernel, variant, target."""
 
     kernel: str

@@ -39,8 +39,8 @@ _MAX_WORK = 1 << 32
 class MapTile(NamedTuple):
     """What one block computes, and K of a pipeline stage; `cluster` blocks along M share the copies of B.
 
-    `blocks` of them share a multiprocessor; `parts` of a cluster divide the K of a tile. `gates` says whether the kernel has
-    the parameters of an activation.
+    `blocks` of them share a multiprocessor; `parts` of a cluster divide the K of a tile. `gates` says whether the
+    kernel has the parameters of an activation.
     """
 
     m: int

@@ -156,10 +156,10 @@ def locate(catalog: Catalog, problem: Problem, facts: DeviceFacts, places: Itera
         rejections.update(dict.fromkeys(decision.rejections))
         if decision.choice is not None:
             bundle, entry = used[decision.choice]
-            return Located(replace(decision, rejections=tuple(rejections)), bundle, entry)
+            return Located(decision._replace(rejections=tuple(rejections)), bundle, entry)
     decision = resolve(catalog, problem, facts, _by_compiling(facts, jit))
     rejections.update(dict.fromkeys(r for r in decision.rejections if r.reason != _NOT_COMPILED))
-    return Located(replace(decision, rejections=tuple(rejections)))
+    return Located(decision._replace(rejections=tuple(rejections)))
 
 
 def _in_bundles(

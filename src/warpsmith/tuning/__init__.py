@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,8 +58,7 @@ class Bound(NamedTuple):
         return self.minimum <= high and low <= most, self.minimum <= low and high <= most
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """Use `tile` of `kernel` on `capabilities` (empty: all) when every bound and field fits."""
 
     kernel: str

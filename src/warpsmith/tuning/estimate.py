@@ -9,7 +9,7 @@ to registers; no product is faster than memory. What hides behind the slowest st
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_SPLITS = 64
 HIDDEN = 0.25
@@ -26,8 +26,7 @@ def _together(*times: float) -> float:
     return longest + HIDDEN * (sum(times) - longest)
 
 
-@dataclass(frozen=True)
-class TileShape:
+class TileShape(NamedTuple):
     """A tile of D and the K that its loop takes at a time; `loads` is the time of its loads by that of its MMAs."""
 
     tile: str
@@ -37,8 +36,7 @@ class TileShape:
     loads: float
 
 
-@dataclass(frozen=True)
-class FormatCost:
+class FormatCost(NamedTuple):
     """A pair of formats: bytes of an element of A and of B, operations a clock, and the tiles there are.
 
     An operation is a multiplication or an addition.
@@ -51,8 +49,7 @@ class FormatCost:
     tiles: tuple[TileShape, ...]
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """The costs of a kernel.
 
     Attributes

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _MOST_WAVES = 4
 
 
-@dataclass(frozen=True)
-class SplitRule:
+class SplitRule(NamedTuple):
     """Splits of K for the dense problems of one tile of a kernel.
 
     Attributes
