@@ -63,8 +63,8 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
     } else {
       add_stages(sums, ring, place, tile.stages);
     }
-    if (!add_parts(sums, exchange, p, load_tile(slots.slot()), place, ring.base)) continue;
-    write_d(sums, p, load_tile(slots.slot()), place, ring.base);
+    const Tile written = load_tile(slots.slot());
+    if (add_parts(sums, exchange, p, written, place, ring.base)) write_d(sums, p, written, place, ring.base);
   }
 }
 

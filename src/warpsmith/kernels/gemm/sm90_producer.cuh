@@ -110,25 +110,28 @@ struct TileCopy {
 // Returns the tile's number.
 WS_DEVICE u32 divide(const Problem& p, u32 unit, u32 rank, Tile& tile) {
   const u32 all = div_up(p.k, kTileK);
-  u32 number = unit;
-  tile.splits = 1;
-  tile.split = tile.index = 0;
   if constexpr (kPartsK > 1) {
     tile.splits = min(kPartsK, all);
     tile.split = rank;
-  } else {
-    const u32 parts = p.kind() == kDense ? min(p.splits & 255, all) : 1, whole = parts > 1 ? p.splits >> 8 : 0;
-    if (parts > 1 && unit >= whole) {
-      const u32 among = (unit - whole) / parts;
-      tile.splits = parts;
-      tile.split = (unit - whole) % parts;
-      tile.index = among * kCluster + rank;
-      number = whole + among;
-    }
+    tile.index = 0;
+    tile.first_stage = all * rank / tile.splits;
+    tile.stages = rank < tile.splits ? all * (rank + 1) / tile.splits - tile.first_stage : 0;
+    return unit;
   }
-  tile.first_stage = all * tile.split / tile.splits;
-  tile.stages = tile.split < tile.splits ? all * (tile.split + 1) / tile.splits - tile.first_stage : 0;
-  return number;
+  const u32 parts = p.kind() == kDense ? min(p.splits & 255, all) : 1, whole = parts > 1 ? p.splits >> 8 : 0;
+  if (parts <= 1 || unit < whole) {
+    tile.splits = 1;
+    tile.split = tile.index = tile.first_stage = 0;
+    tile.stages = all;
+    return unit;
+  }
+  const u32 among = (unit - whole) / parts;
+  tile.splits = parts;
+  tile.split = (unit - whole) % parts;
+  tile.first_stage = all * tile.split / parts;
+  tile.stages = all * (tile.split + 1) / parts - tile.first_stage;
+  tile.index = among * kCluster + rank;
+  return whole + among;
 }
 
 // The warp that copies elements. The predecessor may still be running: if it does not write B, copies of B do not wait
@@ -141,7 +144,7 @@ WS_DEVICE void produce(const Problem& p, Ring ring, TileRing slots, u32 lane, u3
 #pragma unroll 1
   for (u32 unit = blockIdx.x / kClusterBlocks;; unit += gridDim.x / kClusterBlocks, slots.advance()) {
     const u32 number = divide(p, unit, rank, tile);
-    if (tile.stages == 0 || !finder.find(p, number, tile)) break;
+    if ((kPartsK > 1 && tile.stages == 0) || !finder.find(p, number, tile)) break;
     if (lane == 0) {
       const TileCopy copy{p, tile, rank};
       u32 begun = 0;
@@ -170,7 +173,7 @@ WS_DEVICE void produce_scales(const Problem& p, Ring ring, u32 lane, u32 rank) {
 #pragma unroll 1
   for (u32 unit = blockIdx.x / kClusterBlocks;; unit += gridDim.x / kClusterBlocks) {
     const u32 number = divide(p, unit, rank, tile);
-    if (tile.stages == 0 || !finder.find(p, number, tile)) break;
+    if ((kPartsK > 1 && tile.stages == 0) || !finder.find(p, number, tile)) break;
     const u8* const b_scales = p.b_scales + tile.batch * p.b_scale_batch;
     const u8* const a_scales = p.is_grouped() ? p.a_scales : p.a_scales + tile.batch * p.a_scale_batch;
     const RowScaleCopy a(a_scales, tile.row, kTileM, p.m), b(b_scales, tile.column, kTileN, p.n);
