@@ -130,7 +130,7 @@ def test_a_renamed_entry_is_named_by_both_names(bundle: Bundle) -> None:
 
 
 def test_two_entries_that_swap_their_names_are_both_named(bundle: Bundle) -> None:
-    other = replace(CUBIN, variant="f8_fp32_small")
+    other = CUBIN._replace(variant="f8_fp32_small")
     first, second = bundle.entry(CUBIN), bundle.entry(other)
     assert first is not None
     assert second is not None
@@ -147,7 +147,7 @@ def test_two_entries_that_swap_their_names_are_both_named(bundle: Bundle) -> Non
 
 
 def family_cubin() -> bytes:
-    return fake_for(CATALOG, replace(CUBIN, target=FAMILY)).file()
+    return fake_for(CATALOG, CUBIN._replace(target=FAMILY)).file()
 
 
 def test_a_cubin_of_another_target_in_its_file_is_named(bundle: Bundle) -> None:

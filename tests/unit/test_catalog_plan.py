@@ -243,7 +243,7 @@ def test_a_variant_that_nothing_reaches_is_named(catalog: Catalog) -> None:
 @both
 def test_rules_that_leave_a_size_open_are_named(catalog: Catalog) -> None:
     kernel = catalog.tuning[-1].kernel
-    bounded = dataclasses.replace(catalog.tuning[-1], bounds=(Bound(("m",), minimum=2),))
+    bounded = catalog.tuning[-1]._replace(bounds=(Bound(("m",), minimum=2),))
     found = check(dataclasses.replace(catalog, tuning=(*catalog.tuning[:-1], bounded)))
     assert ("tuning-open", kernel) in {(f.code, f.subject) for f in found}
 

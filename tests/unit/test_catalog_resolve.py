@@ -92,7 +92,7 @@ def test_the_tile_follows_the_size_for_each_multiprocessor(sm_count: int, tile: 
 
 
 def test_a_table_that_picks_a_tile_which_is_not_there_finds_nothing_and_says_why() -> None:
-    rules = (dataclasses.replace(CATALOG.tuning[0], tile="huge", bounds=()),)
+    rules = (CATALOG.tuning[0]._replace(tile="huge", bounds=()),)
     decision = resolve(dataclasses.replace(CATALOG, tuning=rules), problem(1), SPARK)
     assert decision.choice is None
     assert "the tuning table picks tile 'huge'" in decision.explain()

@@ -108,6 +108,6 @@ def test_instructions_are_asked_for_only_where_the_catalog_says() -> None:
 
 def test_all_faults_of_a_cubin_are_listed() -> None:
     wrong = found(
-        replace(compiled(stack=8, registers=250, params=()), record=record(1, 1 << 20).record), without="EXIT"
+        compiled(stack=8, registers=250, params=())._replace(record=record(1, 1 << 20).record), without="EXIT"
     )
     assert len(wrong) == 4

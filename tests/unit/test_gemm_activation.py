@@ -102,7 +102,7 @@ def test_a_launch_interleaves_the_halves_of_b_alone() -> None:
     for name, halves in (("swiglu", True), ("relu2", False)):
         launch = map_launch(tile, size, a, b, d, sm_count=132, activation=Activation(name, 1.0, 2.0))
         assert launch.a == MapSpec(512, 100, 2, 512, 51200, 128, 32)
-        assert launch.b == MapSpec(512, 512, 2, 512, 512 * 512, 128, 32, halves)
+        assert launch.b == MapSpec(512, 512, 2, 512, 512 * 512, 128, 64, halves)
         tail = dict(zip((p.name for p in KERNEL.params[12:]), launch.tail, strict=True))
         assert (tail["n"], tail["gate_limit"], tail["up_offset"]) == (512, math.inf, 0.0)
     plain = map_launch(tile, size, a, b, d, sm_count=132)
@@ -119,7 +119,7 @@ def test_a_kernel_that_has_it_writes_the_result(monkeypatch: pytest.MonkeyPatch)
     for _ in range(2):
         d = cuda.dense(a, b, None, None, None, SWIGLU)
         assert d.shape == (300, 512)
-    assert [variant for variant, _, _ in notes.launches] == ["bf16_x_bf16_t128x256"] * 2
+    assert [variant for variant, _, _ in notes.launches] == ["bf16_x_bf16_t128x128"] * 2
     assert (notes.last["n"], notes.last["d_row"], notes.last["flags"] >> ACTIVATION_SHIFT) == (1024, 1024, 3)
     cuda.dense(a, b, None, None, None)
     assert notes.last["flags"] >> ACTIVATION_SHIFT == 0

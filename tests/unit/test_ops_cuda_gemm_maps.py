@@ -206,18 +206,18 @@ def plain(*shape: int) -> Any:
 
 
 def test_on_9_0_products_of_16_bits_take_wgmma_with_a_split_last_wave(hopper: Any, notes: Notes) -> None:
-    hopper.dense(plain(777, 4096), plain(11008, 4096), None, None, None)
+    hopper.dense(plain(900, 4096), plain(9216, 4096), None, None, None)
     variant, grid, given = notes.launches[-1]
     assert (variant, grid, given["splits"]) == ("bf16_x_bf16_t128x256", (132, 1, 1), 264 << 8 | 3)
     boxes = [numbers[6:] for numbers in maps_of(notes)]
     assert boxes == [(128, 128), (128, 256)]
 
 
-def test_on_9_0_the_blocks_of_a_cluster_copy_parts_of_b(hopper: Any, notes: Notes) -> None:
-    hopper.dense(plain(32, 512), plain(1024, 512), None, None, None)
-    variant, grid, _ = notes.launches[-1]
-    assert (variant, grid) == ("bf16_x_bf16_s32", (32, 1, 1))  # two tiles of rows, one of them empty
-    assert [numbers[6:] for numbers in maps_of(notes)] == [(128, 32), (128, 32)]
+def test_on_9_0_the_blocks_of_a_cluster_divide_k(hopper: Any, notes: Notes) -> None:
+    hopper.dense(plain(8, 2048), plain(1024, 2048), None, None, None)
+    variant, grid, given = notes.launches[-1]
+    assert (variant, grid, given["splits"]) == ("bf16_x_bf16_s8k2", (32, 1, 1), 1)  # 16 tiles in two parts
+    assert [numbers[6:] for numbers in maps_of(notes)] == [(128, 8), (128, 64)]
 
 
 def test_on_9_0_fp8_blocks_take_wgmma_where_scales_are_m_major(hopper: Any, notes: Notes) -> None:
@@ -233,5 +233,5 @@ def test_on_9_0_groups_are_counted_on_the_device(hopper: Any, notes: Notes) -> N
     offsets = torch.tensor([0, 200, 200, 512], dtype=torch.int32)
     hopper.grouped(plain(512, 256), plain(3, 64, 256), offsets, None, None, None, None)
     variant, grid, given = notes.launches[-1]
-    assert (variant, grid) == ("bf16_x_bf16_t128x256", (4 + 3, 1, 1))
+    assert (variant, grid) == ("bf16_x_bf16_t128x128", (4 + 3, 1, 1))
     assert (given["m"], given["batches"], given["index"]) == (512, 3, offsets.data_ptr())

@@ -117,7 +117,7 @@ def test_a_cubin_of_another_source_is_refused_by_name_and_compiled_instead(
 def test_an_old_driver_is_told_which_one_is_needed(tmp_path: Path, driver: int, usable: bool) -> None:
     bundle = sample_bundle(tmp_path / "b", parse("sm_121a"))
     run = runtime(bundle.path, jit=FakeJit(), api=FakeApi(driver=driver))
-    assert (run.decide(problem(), replace(GB10, driver=driver)).choice is not None) == usable
+    assert (run.decide(problem(), GB10._replace(driver=driver)).choice is not None) == usable
     if not usable:
         with pytest.raises(MissingKernelError) as caught:
             run.prepare(problem(), 0)
@@ -131,7 +131,7 @@ def test_an_old_driver_is_told_which_one_is_needed(tmp_path: Path, driver: int, 
 
 def test_without_a_known_driver_a_bundle_is_judged_by_its_contents(tmp_path: Path) -> None:
     bundle = sample_bundle(tmp_path / "b", parse("sm_121a"))
-    assert runtime(bundle.path).decide(problem(), replace(GB10, driver=0)).choice is not None
+    assert runtime(bundle.path).decide(problem(), GB10._replace(driver=0)).choice is not None
 
 
 def test_the_error_carries_the_problem_the_device_the_search_and_the_remedy(tmp_path: Path) -> None:

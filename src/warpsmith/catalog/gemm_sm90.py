@@ -174,7 +174,7 @@ _SMALL = Bound(("m", "n", "batches"), maximum=512, per_sm=True)
 _LONG, _LONGER = (Bound(("k",), minimum=k) for k in (1024, 4096))
 _TWO_WAVES = (Bound(("m",), 6 * 128 + 1, 6 * 136), Bound(("n", "batches"), 65, 85, per_sm=True))
 """Six rows of tiles of 136 × 256 are two waves, seven of 128 × 256 more."""
-_HALF_A_WAVE = Bound(("m", "n", "batches"), maximum=12544, per_sm=True)
+_HALF_A_WAVE = Bound(("m", "n", "batches"), maximum=16384, per_sm=True)
 """Tiles of 128 × 256 would leave half the multiprocessors without any."""
 _SIXTEEN_BITS = (("format", _PLAIN),)
 
