@@ -180,6 +180,6 @@ def test_blocks_that_share_a_multiprocessor_are_counted() -> None:
     kernel = CATALOG.kernel("sm90_gemm")
     launch = planned(Size("dense", 8, 128256, 4096), tile_of(kernel, "bf16_x_bf16_s8"))
     assert launch.grid == (264, 1, 1)
-    assert choose_map_splits(
-        CATALOG, CubinId("sm90_gemm", "bf16_x_bf16_s8", parse("sm_90a")), {}, Size("dense", 8, 4096, 7168), 132
-    ) == (4, 0)
+    for variant, m, splits in (("s8", 8, 1), ("s32", 32, 2), ("t128x64", 128, 2)):
+        cubin = CubinId("sm90_gemm", f"bf16_x_bf16_{variant}", parse("sm_90a"))
+        assert choose_map_splits(CATALOG, cubin, {}, Size("dense", m, 4096, 7168), 132) == (splits, 0)

@@ -168,7 +168,7 @@ def _rule(tile: str, *bounds: Bound, m: int = 0, n: int = 0, fields: Fields = ()
 
 
 _FEW = Bound(("n", "batches"), maximum=32, per_sm=True)
-"""Two blocks for each 64 columns have a multiprocessor each."""
+"""Two blocks for each 64 columns have a multiprocessor each: parts of K, or tiles of rows."""
 _SMALL = Bound(("m", "n", "batches"), maximum=512, per_sm=True)
 """Likewise for each tile of 16 × 64."""
 _LONG, _LONGER = (Bound(("k",), minimum=k) for k in (1024, 4096))
@@ -196,6 +196,7 @@ TUNING = (
     _rule("s32", m=128, n=1024, fields=_DENSE),
     _rule("t64x128", m=64),
     _rule("t128x64", m=128, fields=_DENSE),
+    _rule("t128x64", _FEW, m=256, fields=_DENSE),
     _rule("s136", *_TWO_WAVES, fields=_SIXTEEN_BITS + _DENSE),
     _rule("t128x128", m=128),
     _rule("t128x128", _HALF_A_WAVE, fields=_DENSE),
@@ -203,8 +204,8 @@ TUNING = (
     _rule("t128x128"),
 )
 SPLITS = (
-    SplitRule(KERNEL.name, "s8", most=4, units_per_sm=2, part_k=1024),
     SplitRule(KERNEL.name, "s32", most=2, units_per_sm=2, part_k=2048),
     SplitRule(KERNEL.name, "t64x128", most=2, units_per_sm=1, part_k=2048),
+    SplitRule(KERNEL.name, "t128x64", most=2, units_per_sm=1, part_k=2048),
     SplitRule(KERNEL.name, "t128x256", tail=3, part_k=128),
 )
