@@ -167,8 +167,8 @@ def test_a_short_last_wave_is_split_and_its_tiles_alone_have_scratch() -> None:
 
 
 def test_blocks_of_a_cluster_that_divide_k_come_in_whole_clusters_and_need_no_scratch() -> None:
-    tile = tile_of(CATALOG.kernel("sm90_gemm"), "bf16_x_bf16_s64k2")
-    size = Size("dense", 33, 4096, 7168)
+    tile = tile_of(CATALOG.kernel("sm90_gemm"), "bf16_x_bf16_s32k2")
+    size = Size("dense", 32, 4096, 7168)
     assert (tile.parts, tile.cluster, max_splits(tile, size)) == (2, 1, 1)
     launch = planned(size, tile)
     assert (launch.grid, launch.workspace, launch.arrivals) == ((128, 1, 1), 0, 0)

@@ -156,8 +156,8 @@ def _tiles(a: str, b: str) -> dict[str, Tile]:
 
 
 _WITNESS_ROWS = {"rows8": 1, "rows16": 16, "rows64": 64, "large": 512, "wide": 4096, "wide_k32": 4096}
-_ROOMY = tuple(c for c in CAPABILITIES if c in ((8, 0), (8, 7)) or Capability(9, 0) <= c < Capability(12, 0))
-"""Where a block may have more than 99 KB of shared memory."""
+_ROOMY = tuple(c for c in CAPABILITIES if c == (8, 7) or Capability(9, 0) <= c < Capability(12, 0))
+"""Where a block may have more than 99 KB of shared memory; on 8.0 too, but its cubins are also for 8.6 and 8.9."""
 _WIDE = (Bound(("batches", "m", "n"), minimum=2 * 128 * 256, per_sm=True),)  # two tiles for each multiprocessor
 
 

@@ -85,11 +85,20 @@ FP8_TILES = {
     name: tile if name in _ONE_BUFFER else tile._replace(buffers=2) for name, tile in TILES.items() if tile.n <= 128
 }
 """Those of fp8_block."""
+_NOT_PLAIN = {"bf16": ("s64k2",), "fp16": ("s64k2", "s136")}
+"""Tiles of which ptxas makes MMAs wait for each other beside the activations of 16-bit products (C7514)."""
+
+
+def tiles_of(a: str) -> dict[str, Tile]:
+    """The tiles where A is of format `a`, by name."""
+    if a == "fp8_block":
+        return FP8_TILES
+    return {name: tile for name, tile in TILES.items() if name not in _NOT_PLAIN[a]}
 
 
 def tile_of(a: str, name: str) -> Tile:
     """The tile of that name where A is of format `a`."""
-    return (FP8_TILES if a == "fp8_block" else TILES)[name]
+    return tiles_of(a)[name]
 
 
 _WITNESS_ROWS = {"s136": 800, "t128x64": 128, "t64x128": 64, "s64k2": 64, "s32": 32, "s32k2": 32, "s16": 16}
@@ -151,7 +160,7 @@ KERNEL = Kernel(
     entry="ws_sm90_gemm",
     capabilities=CAPABILITIES,
     params=(*PARAMS, *(Param(name, "f32") for name in GATE_PARAMS)),
-    variants=tuple(_variant(a, b, name) for a, b in PAIRS for name in (FP8_TILES if a == "fp8_block" else TILES)),
+    variants=tuple(_variant(a, b, name) for a, b in PAIRS for name in tiles_of(a)),
     feature="a",
 )
 """Its row of the catalog."""
@@ -177,6 +186,7 @@ _TWO_WAVES = (Bound(("m",), 6 * 128 + 1, 6 * 136), Bound(("n", "batches"), 65, 8
 _HALF_A_WAVE = Bound(("m", "n", "batches"), maximum=16384, per_sm=True)
 """Tiles of 128 × 256 would leave half the multiprocessors without any."""
 _SIXTEEN_BITS = (("format", _PLAIN),)
+_BLOCKS = (("format", (pair("fp8_block", "fp8_block_128x128"),)),)
 
 TUNING = (
     _rule("s8", m=4, fields=_GROUPED),
@@ -188,16 +198,16 @@ TUNING = (
     _rule("s16k2", _FEW, _LONG, m=16, fields=_DENSE),
     _rule("s16", m=16),
     _rule("s32k2", _FEW, _LONGER, m=32, fields=_DENSE),
-    _rule("s64k2", _FEW, _LONGER, m=64, fields=_DENSE),
+    _rule("s64k2", _FEW, _LONGER, m=64, fields=_BLOCKS + _DENSE),
     _rule("s16k2", _SMALL, _LONG, m=128, fields=_DENSE),
     _rule("s32", m=32),
-    _rule("s64k2", _LONGER, m=128, n=1024, fields=_DENSE),
+    _rule("s64k2", _LONGER, m=128, n=1024, fields=_BLOCKS + _DENSE),
     _rule("s32", m=64, n=4096, fields=_DENSE),
     _rule("s32", m=128, n=1024, fields=_DENSE),
     _rule("t64x128", m=64),
     _rule("t128x64", m=128, fields=_DENSE),
     _rule("t128x64", _FEW, m=256, fields=_DENSE),
-    _rule("s136", *_TWO_WAVES, fields=_SIXTEEN_BITS + _DENSE),
+    _rule("s136", *_TWO_WAVES, fields=(("format", (pair("bf16", "bf16"),)), *_DENSE)),
     _rule("t128x128", m=128),
     _rule("t128x128", _HALF_A_WAVE, fields=_DENSE),
     _rule("t128x256", fields=_SIXTEEN_BITS),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pytest
 
+from gpu import need_gpu
 from warpsmith.arch import Capability
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.gemm_stream import PAIRS
@@ -17,6 +18,8 @@ from warpsmith.evidence.verify import verify
 from warpsmith.runtime.device import device_facts
 from warpsmith.runtime.driver import default_driver
 from warpsmith.settings import Settings
+
+need_gpu()
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
