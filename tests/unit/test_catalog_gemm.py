@@ -15,7 +15,7 @@ from warpsmith.catalog.resolve import DeviceFacts, resolve
 @pytest.mark.parametrize(
     ("capability", "sms", "m", "tile"),
     [
-        ((8, 0), 108, 4096, "wide"),
+        ((8, 0), 108, 4096, "wide_k32"),
         ((10, 0), 148, 4096, "wide"),
         ((8, 9), 128, 4096, "wide_k32"),
         ((12, 1), 48, 4096, "wide_k32"),
