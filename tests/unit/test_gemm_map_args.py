@@ -172,7 +172,7 @@ def test_blocks_of_a_cluster_that_divide_k_come_in_whole_clusters_and_need_no_sc
     assert (tile.parts, tile.cluster, max_splits(tile, size)) == (2, 1, 1)
     launch = planned(size, tile)
     assert (launch.grid, launch.workspace, launch.arrivals) == ((128, 1, 1), 0, 0)
-    assert planned(size._replace(n=32768), tile._replace(parts=7)).grid == (126, 1, 1)
+    assert planned(size._replace(n=32768), tile._replace(parts=7)).grid == (259, 1, 1)
     assert launch.b.box_rows == 64
 
 

@@ -70,7 +70,6 @@ TILES = {
     "t128x128": Tile(128, 128),
     "t128x64": Tile(128, 64),
     "t64x128": Tile(64, 128),
-    "s136": Tile(136, 256, swap=True),
     "s64k2": Tile(64, 64, swap=True, groups=1, parts=2),
     "s32": Tile(32, 64, swap=True, groups=1, blocks=2),
     "s32k2": Tile(32, 64, swap=True, groups=1, blocks=2, parts=2),
@@ -85,7 +84,7 @@ FP8_TILES = {
     name: tile if name in _ONE_BUFFER else tile._replace(buffers=2) for name, tile in TILES.items() if tile.n <= 128
 }
 """Those of fp8_block."""
-_NOT_PLAIN = {"bf16": ("s64k2",), "fp16": ("s64k2", "s136")}
+_BLOCKS_ALONE = ("s64k2",)
 """Tiles of which ptxas makes MMAs wait for each other beside the activations of 16-bit products (C7514)."""
 
 
@@ -93,7 +92,7 @@ def tiles_of(a: str) -> dict[str, Tile]:
     """The tiles where A is of format `a`, by name."""
     if a == "fp8_block":
         return FP8_TILES
-    return {name: tile for name, tile in TILES.items() if name not in _NOT_PLAIN[a]}
+    return {name: tile for name, tile in TILES.items() if name not in _BLOCKS_ALONE}
 
 
 def tile_of(a: str, name: str) -> Tile:
@@ -101,10 +100,10 @@ def tile_of(a: str, name: str) -> Tile:
     return tiles_of(a)[name]
 
 
-_WITNESS_ROWS = {"s136": 800, "t128x64": 128, "t64x128": 64, "s64k2": 64, "s32": 32, "s32k2": 32, "s16": 16}
+_WITNESS_ROWS = {"t128x64": 128, "t64x128": 64, "s64k2": 64, "s32": 32, "s32k2": 32, "s16": 16}
 _WITNESS_ROWS |= {"s16k2": 16, "s8": 8, "s8k2": 8}
-_NARROW, _WIDE, _TWO_WAVES_OF_48 = 1024, 16384, 80 * 48
-"""Columns: few for any GPU; more than any rule's; and for the multiprocessors that witnesses are resolved for."""
+_NARROW, _WIDE = 1024, 16384
+"""Columns: few for any GPU; more than any rule's."""
 _LARGE = 4096
 
 _MMA = {"bf16": r"HGMMA\.64x\d+x16\.F32\.BF16", "fp16": r"HGMMA\.64x\d+x16\.F32$", "fp8_block": r"QGMMA\.64x\d+x32"}
@@ -114,7 +113,7 @@ _LOADS = ("UTMALDG\\.3D", "SYNCS\\.ARRIVE", "WARPGROUP\\.DEPBAR", "STSM\\.16", "
 def _witnesses(a: str, format: str, name: str) -> tuple[Problem, ...]:
     """A problem that the tile is chosen for: with 16-bit operands t128x128 is for groups alone."""
     found = witness(format, _WITNESS_ROWS.get(name, _LARGE))
-    sizes = {"n": _TWO_WAVES_OF_48 if name == "s136" else _NARROW if tile_of(a, name).parts > 1 else _WIDE}
+    sizes = {"n": _NARROW if tile_of(a, name).parts > 1 else _WIDE}
     found = found._replace(dims=tuple((d, sizes.get(d, size)) for d, size in found.dims))
     if name == "t128x128" and a != "fp8_block":
         dims = {**dict(found.dims), "m": 256, "batches": 8}
@@ -147,7 +146,7 @@ def _variant(a: str, b: str, name: str) -> Variant:
         witnesses=_witnesses(a, format, name),
         tile=name,
         instructions=(Instructions((_MMA[a], *_LOADS), CAPABILITIES, "a"),),
-        activations=() if a == "fp8_block" or name == "s136" else ACTIVATIONS,  # 136 rows of pairs do not fit
+        activations=() if a == "fp8_block" else ACTIVATIONS,
         tolerance=FP8_TOLERANCE if a == "fp8_block" else 0.0,
     )
 
@@ -181,8 +180,6 @@ _FEW = Bound(("n", "batches"), maximum=32, per_sm=True)
 _SMALL = Bound(("m", "n", "batches"), maximum=512, per_sm=True)
 """Likewise for each tile of 16 × 64."""
 _LONG, _LONGER = (Bound(("k",), minimum=k) for k in (1024, 4096))
-_TWO_WAVES = (Bound(("m",), 6 * 128 + 1, 6 * 136), Bound(("n", "batches"), 65, 85, per_sm=True))
-"""Six rows of tiles of 136 × 256 are two waves, seven of 128 × 256 more."""
 _HALF_A_WAVE = Bound(("m", "n", "batches"), maximum=16384, per_sm=True)
 """Tiles of 128 × 256 would leave half the multiprocessors without any."""
 _SIXTEEN_BITS = (("format", _PLAIN),)
@@ -207,7 +204,6 @@ TUNING = (
     _rule("t64x128", m=64),
     _rule("t128x64", m=128, fields=_DENSE),
     _rule("t128x64", _FEW, m=256, fields=_DENSE),
-    _rule("s136", *_TWO_WAVES, fields=(("format", (pair("bf16", "bf16"),)), *_DENSE)),
     _rule("t128x128", m=128),
     _rule("t128x128", _HALF_A_WAVE, fields=_DENSE),
     _rule("t128x256", fields=_SIXTEEN_BITS),
