@@ -19,8 +19,10 @@ from warpsmith.catalog.gemm import MODES
 from warpsmith.catalog.spec import CubinId
 from warpsmith.errors import CatalogError, InvalidArgumentError
 from warpsmith.ops import gemm_args as args
+from warpsmith.ops.gemm_activation import Activation
 from warpsmith.ops.gemm_args import Operand, Output, Size
 from warpsmith.ops.gemm_map_args import (
+    STORES_BY_MAP,
     MapLaunch,
     MapTile,
     choose_map_splits,
@@ -29,7 +31,7 @@ from warpsmith.ops.gemm_map_args import (
     max_splits,
     tile_of,
 )
-from warpsmith.runtime.tensor_map import MapSpec
+from warpsmith.runtime.tensor_map import NO_MAP, MapSpec
 
 SHARED = Path(warpsmith.__file__).parent / "kernels" / "common" / "gemm_problem.cuh"
 TAIL = [p.name for p in PARAMS[12:]]
@@ -94,6 +96,28 @@ def test_plain_operands_have_strides_of_their_own() -> None:
     launch = map_launch(PAIR, Size("dense", 300, 512, 4096, 2), a, b, output, sm_count=132)
     assert launch.a == MapSpec(8192, 300, 2, 10000, 1 << 20, 128, 128)
     assert launch.b == MapSpec(8192, 512, 2, 8192, 0, 128, 128)
+
+
+def test_a_tile_that_stores_by_a_map_has_one_of_d() -> None:
+    tile = MapTile(128, 256, 64, gates=True, stores=True)
+    a = Operand("bf16", 8192)
+
+    def launch(size: Size, d: Output, activation: Activation | None = None) -> MapLaunch:
+        return map_launch(tile, size, a, a, d, sm_count=132, activation=activation)
+
+    dense = launch(Size("dense", 300, 512, 4096, 2), Output("bf16", 1040, 1 << 20))
+    assert dense.d == MapSpec(1024, 300, 2, 1040, 1 << 20, 128, 16)
+    assert int(dense.tail[11]) & STORES_BY_MAP
+    grouped = launch(Size("grouped", 300, 512, 4096, 7), Output("fp16", 1024))
+    assert grouped.d == MapSpec(1024, 300, 1, 1024, 300 * 1024, 128, 16)
+    gated = launch(Size("dense", 300, 512, 4096), Output("bf16", 512), Activation("swiglu", 1.0, 2.0))
+    assert gated.d == MapSpec(512, 300, 1, 512, 300 * 512, 128, 16)
+    for d in (Output("fp32", 2048), Output("bf16", 1032), Output("bf16", 1024, 8)):
+        without = launch(Size("dense", 300, 512, 4096), d)
+        assert without.d is None
+        assert without.tail[-1] == NO_MAP
+        assert not int(without.tail[11]) & STORES_BY_MAP
+    assert launch(Size("dense", 1, 512, 4096), Output("bf16", 0)).d == MapSpec(1024, 1, 1, 1024, 1024, 128, 16)
 
 
 def test_blocks_of_a_cluster_come_together() -> None:

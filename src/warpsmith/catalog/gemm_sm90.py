@@ -158,7 +158,7 @@ KERNEL = Kernel(
     source="gemm/sm90_gemm.cuh",
     entry="ws_sm90_gemm",
     capabilities=CAPABILITIES,
-    params=(*PARAMS, *(Param(name, "f32") for name in GATE_PARAMS)),
+    params=(*PARAMS, *(Param(name, "f32") for name in GATE_PARAMS), Param("d_map", "tensormap")),
     variants=tuple(_variant(a, b, name) for a, b in PAIRS for name in tiles_of(a)),
     feature="a",
 )

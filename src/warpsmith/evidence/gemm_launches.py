@@ -18,7 +18,7 @@ from warpsmith.ops.gemm_map_args import MapLaunch, map_launch, max_splits, tile_
 from warpsmith.ops.gemm_stream_args import stream_launch
 from warpsmith.runtime.device import device_facts
 from warpsmith.runtime.launch import Argument, PreparedKernel
-from warpsmith.runtime.tensor_map import encode
+from warpsmith.runtime.tensor_map import NO_MAP, encode
 
 
 def run_gemm(bench: Bench, case: GemmCase, rng: np.random.Generator) -> Iterator[tuple[CubinId, str, float]]:
@@ -99,7 +99,10 @@ def _launch(
         a_map, b_map = (encode(bench.driver, bench.device, *x) for x in ((a, launch.a), (b, launch.b)))
         operands = (a_map, b_map, a_scales, b_scales, d.pointer)
     rest = (bias, 0, a_scale, b_scale, index, workspace.pointer, arrivals.pointer)
-    kernel.launch(launch.grid, (*operands, *rest, *launch.tail), bench.stream.handle)
+    tail: tuple[Argument, ...] = launch.tail
+    if isinstance(launch, MapLaunch) and launch.d is not None:
+        tail = (*tail, encode(bench.driver, bench.device, d.pointer, launch.d) if d.pointer % 16 == 0 else NO_MAP)
+    kernel.launch(launch.grid, (*operands, *rest, *tail), bench.stream.handle)
     bench.stream.synchronize()
     raw, guarded = d.read()
     words, words_guarded = arrivals.read()

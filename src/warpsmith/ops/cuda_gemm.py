@@ -54,7 +54,7 @@ from warpsmith.ops.qtensor import QTensor, remember_lies, trusted
 from warpsmith.ops.state import runtime
 from warpsmith.runtime.device import device_facts
 from warpsmith.runtime.launch import PreparedKernel
-from warpsmith.runtime.tensor_map import TensorMaps
+from warpsmith.runtime.tensor_map import NO_MAP, TensorMaps
 
 _PER_THREAD_STREAM = 2
 _current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # a CPU build of torch has none
@@ -64,14 +64,15 @@ _OPERANDS = ("a", "b", "a's scales", "b's scales", "bias", "a's global scale", "
 class _Plan(NamedTuple):
     """What a call needs besides pointers; `kernel` is None when there is nothing to do.
 
-    `maps` makes the tensor maps of A and B, for a kernel that takes them in place of pointers. `extents` are the bytes
-    from a pointer to the end of what is read there, in the order of `_OPERANDS`, and of D.
+    `maps` makes the tensor maps of A and B, and of D if it is stored by one, for a kernel that takes them in place of
+    pointers. `extents` are the bytes from a pointer to the end of what is read there, in the order of `_OPERANDS`, and
+    of D.
     `activated_later`: the kernel of the product has no such activation, and a launch of another follows.
     """
 
     kernel: PreparedKernel | None
     launch: arguments.Launch | MapLaunch
-    maps: tuple[TensorMaps, TensorMaps] | None
+    maps: tuple[TensorMaps, ...] | None
     shape: tuple[int, ...]
     dtype: torch.dtype
     extents: tuple[int, ...]
@@ -284,11 +285,11 @@ def _make_plan(
 
 
 class Planned(NamedTuple):
-    """A product that is not empty, ready for `launch_planned`; `maps` make A's and B's tensor maps if it takes them."""
+    """A product that is not empty, ready for `launch_planned`; `maps` make its tensor maps, A's first."""
 
     kernel: PreparedKernel
     launch: arguments.Launch | MapLaunch
-    maps: tuple[TensorMaps, TensorMaps] | None
+    maps: tuple[TensorMaps, ...] | None
 
 
 def _problem(size: arguments.Size, a: arguments.Operand, b: arguments.Operand, layout: str) -> Problem:
@@ -336,7 +337,8 @@ def plan_launch(
             sm_count=facts.sm_count, splits=splits, whole=whole, wide=wide, activation=activation,
         )  # fmt: skip
         driver = runtime().driver
-        return Planned(kernel, mapped, (TensorMaps(driver, device, mapped.a), TensorMaps(driver, device, mapped.b)))
+        specs = (mapped.a, mapped.b) if mapped.d is None else (mapped.a, mapped.b, mapped.d)
+        return Planned(kernel, mapped, tuple(TensorMaps(driver, device, spec) for spec in specs))
     stream = TILES.get(row.name)
     if stream is not None:
         return Planned(kernel, stream_launch(stream, size, a, b, d, sm_count=facts.sm_count, wide=wide), None)
@@ -363,6 +365,10 @@ def launch_planned(planned: Planned, pointers: tuple[int, ...], scratch: tuple[i
     else:
         operands = maps[0].at(pointers[0]), maps[1].at(pointers[1])
         args = (*operands, *pointers[3:5], pointers[2], pointers[5], 0, *pointers[6:], *scratch)
+        if len(maps) == 3:  # the kernel does without where D is not aligned
+            d = maps[2].at(pointers[2]) if pointers[2] % 16 == 0 else NO_MAP
+            kernel.launch(launch.grid, (*args, *launch.tail, d), stream)
+            return
     kernel.launch(launch.grid, args + launch.tail, stream)
 
 

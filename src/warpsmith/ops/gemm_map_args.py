@@ -30,8 +30,10 @@ from warpsmith.ops.gemm_args import (
     Size,
     row_bytes,
 )
-from warpsmith.runtime.tensor_map import MapSpec
+from warpsmith.runtime.tensor_map import NO_MAP, MapSpec
 
+STORES_BY_MAP = 1 << 14
+_SWIZZLED = 128  # bytes of a row, and 16 rows, that a warp's stores have
 _SPLIT_STEP = 128  # a split has whole steps of K of at least this
 _MAX_WORK = 1 << 32
 
@@ -40,7 +42,7 @@ class MapTile(NamedTuple):
     """What one block computes, and K of a pipeline stage; `cluster` blocks along M share the copies of B.
 
     `blocks` of them share a multiprocessor; `parts` of a cluster divide the K of a tile. `gates` says whether the
-    kernel has the parameters of an activation.
+    kernel has the parameters of an activation, `stores` whether it takes a tensor map of D for its stores.
     """
 
     m: int
@@ -50,6 +52,7 @@ class MapTile(NamedTuple):
     blocks: int = 1
     parts: int = 1
     gates: bool = False
+    stores: bool = False
 
 
 class MapLaunch(NamedTuple):
@@ -65,14 +68,17 @@ class MapLaunch(NamedTuple):
         As those of `gemm_args.Launch`.
     a, b
         The operands' tensor maps.
+    d
+        D's, if the tile stores by one; it is the last argument, behind `tail`, for D at a multiple of 16.
     """
 
     grid: tuple[int, int, int]
-    tail: tuple[int | float, ...]
+    tail: tuple[int | float | bytes, ...]
     workspace: int
     arrivals: int
     a: MapSpec
     b: MapSpec
+    d: MapSpec | None = None
 
 
 @lru_cache(maxsize=512)
@@ -88,7 +94,7 @@ def tile_of(kernel: Kernel, variant: str) -> MapTile:
     m, n, k = (int(macros[f"WS_TILE_{axis}"]) for axis in "MNK")
     gates = any(p.name == "gate_slope" for p in kernel.params)
     cluster, blocks, parts = (int(macros.get(f"WS_{name}", "1")) for name in ("CLUSTER", "BLOCKS", "PARTS"))
-    return MapTile(m, n, k, cluster, blocks, parts, gates)
+    return MapTile(m, n, k, cluster, blocks, parts, gates, gates and macros.get("WS_SWAP") == "0")
 
 
 def map_tiles(tile: MapTile, size: Size) -> int:
@@ -139,6 +145,16 @@ def _spec(
         box_rows,
         halves,
     )
+
+
+def _stores(tile: MapTile, size: Size, d: Output, columns: int) -> MapSpec | None:
+    """The map that D of a tile is stored by: 16-bit elements in rows aligned to 16 bytes."""
+    if not tile.stores or d.dtype == TYPES[2] or d.row % 16 or d.batch % 16:
+        return None
+    batches = 1 if size.mode == "grouped" else size.batches
+    row = columns * 2
+    stride = d.row if size.m > 1 or batches > 1 else row
+    return MapSpec(row, size.m, batches, stride, d.batch if batches > 1 else size.m * stride, _SWIZZLED, 16)
 
 
 def map_launch(
@@ -202,13 +218,16 @@ def map_launch(
     flags |= INDEX_64 if wide else 0
     flags |= GLOBAL_A_PER_BATCH if a.global_per_batch else 0
     flags |= GLOBAL_B_PER_BATCH if b.global_per_batch else 0
-    gate: tuple[float, ...] = ()
+    gate: tuple[float | bytes, ...] = ()
     halves = False
     if activation is not None:
         flags |= activation.flags
         halves = activation.gates == 2
+    stores = _stores(tile, size, d, size.n // 2 if halves else size.n)
+    flags |= STORES_BY_MAP if stores else 0
     if tile.gates:
         gate = (0.0,) * 4 if activation is None else activation.gate
+        gate = gate if stores else (*gate, NO_MAP)
     return MapLaunch(
         (blocks, 1, 1),
         (
@@ -219,4 +238,5 @@ def map_launch(
         split,
         _spec(a, size.m, 1 if grouped else size.batches, size.k, tile.k, tile.m),
         _spec(b, size.n, size.batches, size.k, tile.k, tile.n // tile.cluster, halves),
+        stores,
     )  # fmt: skip

@@ -10,6 +10,8 @@ from warpsmith.errors import InvalidArgumentError
 from warpsmith.runtime.driver import Driver
 
 NBYTES = 128
+NO_MAP = bytes(NBYTES)
+"""For a parameter that a launch does not use."""
 _MAX_ADDRESSES = 1024
 _TURN = 8
 _SWIZZLED = (32, 64, 128)

@@ -48,13 +48,14 @@ def load(variant: str, folder: Path | None) -> Any:
 
 
 def tensor_map(x: Any, box_rows: int, gated: bool = False) -> bytes:
-    """The tensor map of a contiguous [batches, rows, K], or of its halves' rows by turns, eight of each."""
+    """The tensor map of [batches, rows, K], or of a matrix's halves' rows by turns, eight of each."""
     driver = default_driver()
     api = driver.api
     batches, rows, k = x.shape
-    pitch = k * x.element_size()
+    size = x.element_size()
+    pitch = x.stride(1) * size
     long, word = api.cuuint64_t, api.cuuint32_t
-    sizes, strides, box = [pitch, rows, batches], [pitch, pitch * rows], [128, box_rows, 1]
+    sizes, strides, box = [k * size, rows, batches], [pitch, x.stride(0) * size], [128, box_rows, 1]
     if gated:
         sizes, box = [pitch, 8, 2, rows // 16, batches], [128, 8, 2, box_rows // 16, 1]
         strides = [pitch, pitch * rows // 2, pitch * 8, pitch * rows]
@@ -110,6 +111,15 @@ def arguments(
     flags |= {"": 0, "relu2": 2, "swiglu": 3}.get(case.activation, 1) << 12
     for bit, values in enumerate(factors, 9):
         flags |= (values is not None and values.numel() > 1) << bit
+    stores = (
+        not tile(variant).swap
+        and size == 2
+        and not any(x % 16 for x in (d.data_ptr(), *(size * s for s in d.stride()[:2])))
+    )
+    d_map = bytes(128)
+    if stores:
+        flags |= 1 << 14
+        d_map = tensor_map(d[:, : a.shape[1], : case.n], 16)
     pointers = (*scales, d, bias, *factors, index, workspace, arrivals)
     strides = (0 if x is None else x.stride(0) * x.element_size() for x in (*scales, bias))
     return (
@@ -123,6 +133,7 @@ def arguments(
         more.get("alpha", 1.0),
         flags,
         *GATES.get(case.activation, (0.0,) * 4),
+        d_map,
     )
 
 

@@ -40,6 +40,25 @@ WS_DEVICE void load_bulk(u32 destination, const void* source, u32 bytes, u32 bar
                : "memory");
 }
 
+// Writes the box at (x, y, z) from shared memory, but for what lies outside the tensor; a part of the thread's group of
+// such stores. What other threads wrote to shared memory has to be visible: fence_async_shared, then a barrier.
+WS_DEVICE void store_tensor(const TensorMap& map, int x, int y, int z, u32 source) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map), "r"(x),
+               "r"(y), "r"(z), "r"(source)
+               : "memory");
+}
+
+WS_DEVICE void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Waits until all but the last kGroups groups of this thread's stores have read their source.
+template <u32 kGroups>
+WS_DEVICE void wait_for_stores_to_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kGroups) : "memory");
+}
+
+// Makes this thread's writes to shared memory visible to the copy engine.
+WS_DEVICE void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // Byte offset of a 16-byte chunk in a tile that was copied with the tensor map's swizzle as wide as its rows
 // (32, 64 or 128 bytes). The tile must be aligned to 1024 bytes. Eight consecutive rows of one chunk lie in
 // different banks.

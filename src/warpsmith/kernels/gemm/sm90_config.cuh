@@ -93,7 +93,7 @@ constexpr u32 kMmaWarps = 4 * kGroups, kMmaThreads = 32 * kMmaWarps;
 constexpr u32 kArriving = WS_EVERY_LANE_ARRIVES ? 32 : 1;  // lanes of a warp
 constexpr u32 kProducers = kPromoted ? 2 : 1;  // warps: for elements, for scales
 constexpr u32 kThreads = kMmaThreads + (kMovesRegisters ? 128 : 32 * kProducers);
-constexpr u32 kProducerRegisters = 40, kMmaRegisters = 232;
+constexpr u32 kProducerRegisters = 40, kMmaRegisters = kPromoted ? 224 : 232;
 
 // ---- shared memory ------------------------------------------------------------------------------------------------
 
@@ -109,8 +109,10 @@ struct Scales {
   static constexpr u32 kBytes = kPromoted ? kB + (kTileN + 4) * 4 : 0;
 };
 
-// Each warp writes D by parts of 2 KB, which pass through shared memory of its own; then come 64 values of bias.
-constexpr u32 kPartBytes = 2048 + 256;
+// Each warp writes D by parts of 2 KB, which pass through shared memory of its own; where the copy engine takes them from
+// there, it has two. Then come 64 values of bias.
+constexpr bool kStores = !kSwap && kN % 64 == 0;  // parts have rows of 128 bytes
+constexpr u32 kPartBytes = 2048, kOwnParts = kStores ? 2 : 1, kOwnBytes = kOwnParts * kPartBytes + 256;
 
 // With parts of K, a warp's sums that another block of the cluster sends.
 constexpr u32 kSentBytes = kPartsK > 1 ? kM64 * kN / 2 * 32 * 4 : 0;
@@ -118,14 +120,14 @@ constexpr u32 kSentBytes = kPartsK > 1 ? kM64 * kN / 2 * 32 * 4 : 0;
 struct Shared {
   static constexpr u32 kLimit = 233472 / kBlocks - 1024;  // of a block
   static constexpr u32 kTileWords = 8;   // that describe a tile
-  static constexpr u32 kFixed = kMmaWarps * (kPartBytes + kSentBytes + 16) + kTileWords * 4 + 32;
+  static constexpr u32 kFixed = kMmaWarps * (kOwnBytes + kSentBytes + 16) + kTileWords * 4 + 32;
   static constexpr u32 kPerStage = kStageBytes + Scales::kBytes + 16 + kTileWords * 4;
   static constexpr u32 kFit = (kLimit - kFixed) / kPerStage;
   static constexpr u32 kStages = kFit < WS_STAGES ? kFit : WS_STAGES;
   static constexpr u32 kTileSlots = kStages + 1;
 
-  static constexpr u32 kParts = kStages * kStageBytes;           // [kMmaWarps]
-  static constexpr u32 kSent = kParts + kMmaWarps * kPartBytes;  // [kMmaWarps]
+  static constexpr u32 kParts = kStages * kStageBytes;          // [kMmaWarps]
+  static constexpr u32 kSent = kParts + kMmaWarps * kOwnBytes;  // [kMmaWarps]
   static constexpr u32 kScales = kSent + kMmaWarps * kSentBytes;  // [kStages]
   static constexpr u32 kTiles = kScales + kStages * Scales::kBytes;  // [kTileSlots][kTileWords]
   static constexpr u32 kFull = kTiles + kTileSlots * kTileWords * 4, kEmpty = kFull + kStages * 8;  // barriers

@@ -8,6 +8,7 @@
 #include "common/shared_load.cuh"
 #include "common/shared_store.cuh"
 #include "common/stmatrix.cuh"
+#include "common/tma.cuh"
 #include "common/warpgroup.cuh"
 #include "gemm/sm90_activation.cuh"
 #include "gemm/sm90_config.cuh"
@@ -87,22 +88,41 @@ struct Output {
   i64 row;    // bytes
   u32 rows, n;
   bool bf16, aligned;  // stores of 16 bytes
+  bool by_map;
+  const Problem& p;
+  const Tile& tile;
 
   WS_DEVICE u32 pack(float low, float high) const { return bf16 ? pack_bf16x2(low, high) : pack_f16x2(low, high); }
 };
 
+// What chunks of a row are spread over the banks by: as the copy engine does, by the address.
+WS_DEVICE u32 spread(u32 part, u32 row) { return (part / 128 + row) % 8; }
+
 // Writes 16 rows of D by kColumns: parts of 16 rows of 128 bytes, whose chunks are spread over the banks.
 template <bool kFloats, u32 kColumns>
-WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 part,
+WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 own,
                           u32 first_row, u32 first_column, u32 lane) {
   constexpr u32 bytes = kFloats ? 4 : 2, columns = kColumns < 128 / bytes ? kColumns : 128 / bytes, chunks = columns * bytes / 16;
-  const u32 g = lane / 4, t = lane % 4, addends = part + 16 * 128;
-  constexpr u32 kStores = chunks / 2, kStep = 16 / kStores;  // of a lane, and the rows between them
+  const u32 g = lane / 4, t = lane % 4, addends = own + kOwnParts * kPartBytes;
+  constexpr u32 each = chunks / 2, kStep = 16 / each;  // stores of a lane, and the rows between them
+  constexpr bool by_map = kStores && !kFloats && columns == 64;
+  // the copy engine takes whole parts alone: rows behind a group's last are another's
+  const bool stores = by_map && out.by_map && first_row + 16 <= out.rows;
   const u32 chunk_row = lane / chunks, chunk = lane % chunks;
   u8* const to = out.d + (first_row + chunk_row) * out.row + static_cast<i64>(first_column) * bytes + chunk * 16;
 #pragma unroll
   for (u32 start = 0; start < kColumns; start += columns) {
+    const u32 part = own + (by_map ? start / columns % kOwnParts * kPartBytes : 0);
     if (start % 64 == 0) bias.stage(addends, first_column + start + 2 * lane, lane);
+    if constexpr (by_map) {
+      // an even number of parts takes the two places by turns, and so does the next row of them
+      if (stores && kColumns / columns % 2 == 0) {
+        wait_for_stores_to_read<1>();
+      } else {
+        wait_for_stores_to_read<0>();
+      }
+      __syncwarp();
+    }
 #pragma unroll
     for (u32 j = 0; j < columns / 8; j += 2) {
       u32 pairs[4];
@@ -119,19 +139,30 @@ WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const 
         }
       }
       if constexpr (!kFloats) {
-        const u32 row = lane % 16, chunk = (j + lane / 16) ^ (row % 8);
+        const u32 row = lane % 16, chunk = (j + lane / 16) ^ spread(own, row);
         stmatrix_x4(part + row * 128 + chunk * 16, pairs[0], pairs[1], pairs[2], pairs[3]);
       }
+    }
+    if (stores) {
+      fence_async_shared();
+      __syncwarp();
+      if (lane == 0) {
+        store_tensor(*out.p.d_map, static_cast<int>((first_column + start) * bytes),
+                     static_cast<int>(out.tile.row + first_row), out.p.is_grouped() ? 0 : static_cast<int>(out.tile.batch),
+                     part);
+        commit_stores();
+      }
+      continue;
     }
     __syncwarp();
     const bool in_d = (first_column + start) * bytes + chunk * 16 < out.n * bytes;
 #pragma unroll
-    for (u32 i = 0; i < kStores; i += 2) {
+    for (u32 i = 0; i < each; i += 2) {
       u32 v[2][4];
 #pragma unroll
       for (u32 j = 0; j < 2; ++j) {
         const u32 row = chunk_row + (i + j) * kStep;
-        load_shared(part + row * 128 + (chunk ^ (kFloats ? row % 4 * 2 : row % 8)) * 16, v[j]);
+        load_shared(part + row * 128 + (chunk ^ (kFloats ? row % 4 * 2 : spread(own, row))) * 16, v[j]);
       }
 #pragma unroll
       for (u32 j = 0; j < 2; ++j) {
@@ -251,18 +282,20 @@ WS_DEVICE void write_sums(Sums& sums, const Problem& p, const Output& out, const
 }
 
 WS_DEVICE void write_d(Sums& sums, const Problem& p, const Tile& tile, const Place& place, u32 shared) {
-  const u32 type = p.flags >> kOutShift & kTypeMask, part = shared + Shared::kParts + threadIdx.x / 32 * kPartBytes;
+  const u32 type = p.flags >> kOutShift & kTypeMask, warp = place.group * 4 + place.warp;
+  const u32 part = shared + Shared::kParts + warp * kOwnBytes;
   float alpha = alpha_of(p, tile.batch);
   Bias bias{p.bias + tile.batch * p.bias_batch, p.flags >> kBiasShift & kTypeMask, p.n};
   u8* const d = p.d + (p.is_grouped() ? 0 : tile.batch * p.d_batch) + tile.row * p.d_row;
   const bool aligned = ((reinterpret_cast<u64>(p.d) | p.d_row | p.d_batch) & 15) == 0;
   const u32 columns = p.is_gated() ? p.n / 2 : p.n;
-  const Output out{d, p.d_row, tile.rows, columns, type == kOutBf16, aligned};
+  const Output out{d, p.d_row, tile.rows, columns, type == kOutBf16, aligned,
+                   aligned && (p.flags & kStoresByMap) != 0, p, tile};
   if (p.activation() != 0) {
 #pragma unroll
     for (u32 i = 0; i < kM64; ++i) {
       const u32 column = tile.column + (kSwap ? place.left() + i * 64 + place.warp * 16 : place.right());
-      activate_sums(sums[i], p.gate, bias, alpha, part + 2048, p.activation(), column, place.lane);
+      activate_sums(sums[i], p.gate, bias, alpha, part + kOwnParts * kPartBytes, p.activation(), column, place.lane);
     }
     alpha = 1.0f;
     bias.type = kNoBias;

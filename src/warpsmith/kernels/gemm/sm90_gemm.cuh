@@ -56,7 +56,7 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
   for (;; slots.advance()) {
     mbarrier_wait(ring.full(), ring.parity);
     const Tile tile = load_tile(slots.slot());
-    if (tile.stages == 0) return;
+    if (tile.stages == 0) break;
     Sums sums;
     if constexpr (kPromoted) {
       add_promoted_stages(sums, ring, place, p, tile);
@@ -66,6 +66,7 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
     const Tile written = load_tile(slots.slot());
     if (add_parts(sums, exchange, p, written, place, ring.base)) write_d(sums, p, written, place, ring.base);
   }
+  if constexpr (kStores) wait_for_stores_to_read<0>();  // of this block's shared memory
 }
 
 }  // namespace ws
@@ -87,9 +88,9 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
                  unsigned* arrivals, long long d_row, long long d_batch, long long a_scale_batch,
                  long long b_scale_batch, long long bias_batch, unsigned m, unsigned n, unsigned k, unsigned batches,
                  unsigned splits, float alpha, unsigned flags, float gate_slope, float gate_cube, float gate_limit,
-                 float up_offset) {
+                 float up_offset, const __grid_constant__ ws::TensorMap d_map) {
   using namespace ws;
-  const Problem problem{&a_map, &b_map, static_cast<const u8*>(a_scales), static_cast<const u8*>(b_scales),
+  const Problem problem{&a_map, &b_map, &d_map, static_cast<const u8*>(a_scales), static_cast<const u8*>(b_scales),
                         static_cast<const u8*>(bias), static_cast<u8*>(d), alphas, a_global_scale, b_global_scale,
                         index, workspace, arrivals, d_row, d_batch, a_scale_batch, b_scale_batch, bias_batch, m, n, k,
                         batches, splits, alpha, flags, {gate_slope, gate_cube, gate_limit, up_offset}};

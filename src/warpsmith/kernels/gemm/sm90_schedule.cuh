@@ -25,7 +25,8 @@ enum : u32 {
   kAlphaPerBatch = 1 << 9,  // one value for each batch or group, not one
   kGlobalAPerBatch = 1 << 10,
   kGlobalBPerBatch = 1 << 11,
-  kActivationShift = 12,  // of two bits: 0: none
+  kActivationShift = 12,    // of two bits: 0: none
+  kStoresByMap = 1 << 14,   // D has a tensor map: 16-bit elements, rows aligned to 16 bytes
 };
 enum : u32 { kGated = 1, kSquaredRelu = 2, kSwiglu = 3 };  // swiglu: gated, without a look at the numbers of `Gate`
 enum : u32 { kOutBf16 = 0, kOutFp16 = 1, kOutFp32 = 2 };
@@ -37,7 +38,7 @@ struct Gate {
 };
 
 struct Problem {
-  const TensorMap *a_map, *b_map;
+  const TensorMap *a_map, *b_map, *d_map;
   const u8 *a_scales, *b_scales, *bias;
   u8* d;
   const float *alphas, *a_global_scale, *b_global_scale;  // null: 1
