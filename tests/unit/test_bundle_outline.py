@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bundle_samples import parts, sources
 
 from warpsmith.arch import parse
 from warpsmith.bundle import outline
-from warpsmith.bundle.manifest import MANIFEST, CubinEntry, Manifest
+from warpsmith.bundle.manifest import MANIFEST, CubinEntry, Manifest, Tables
 from warpsmith.bundle.outline import Outline, read_outline
 from warpsmith.bundle.reader import open_bundle
 from warpsmith.bundle.writer import write_bundle
@@ -29,10 +30,20 @@ def manifest(monkeypatch: pytest.MonkeyPatch) -> Manifest:
     return parts(TARGET)[0]
 
 
+def laid_out(document: dict[str, Any]) -> bytes:
+    """A document as `Manifest.to_json` writes it: one line for each field, and for each cubin and parameter list."""
+    lines = []
+    for name, value in sorted(document.items()):
+        compact = partial(json.dumps, sort_keys=True, separators=(",", ":"))
+        rows = ",".join(f"\n  {compact(row)}" for row in value) if name in ("cubins", "params") else ""
+        lines.append(f' "{name}": ' + (f"[{rows}\n ]" if rows else compact(value)))
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
 def changed(manifest: Manifest, change: Callable[[dict[str, Any]], object]) -> bytes:
     document = json.loads(manifest.to_json())
     change(document)
-    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+    return laid_out(document)
 
 
 def test_it_says_what_the_whole_manifest_says(manifest: Manifest) -> None:
@@ -49,9 +60,9 @@ def test_it_says_what_the_whole_manifest_says(manifest: Manifest) -> None:
 def test_only_the_entry_that_is_asked_for_is_read(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, parse_entry = [], outline.parse_entry
 
-    def watched(text: bytes, where: str) -> CubinEntry:
+    def watched(text: bytes, where: str, tables: Tables) -> CubinEntry:
         asked.append(where)
-        return parse_entry(text, where)
+        return parse_entry(text, where, tables)
 
     monkeypatch.setattr(outline, "parse_entry", watched)
     read = read_outline(manifest.to_json().encode())
@@ -64,6 +75,7 @@ def test_a_text_that_is_laid_out_otherwise_is_read_whole(manifest: Manifest) -> 
     document = json.loads(manifest.to_json())
     assert read_outline(json.dumps(document).encode()) == manifest
     assert read_outline(json.dumps(document, indent=2).encode()) == manifest
+    assert isinstance(read_outline(laid_out(document)), Outline)
     empty = changed(manifest, lambda d: d.update(cubins=[]))
     assert not isinstance(read_outline(empty), Outline)
 
@@ -112,8 +124,8 @@ def test_a_damaged_entry_is_refused_when_it_is_asked_for(
 
 
 def test_an_entry_with_two_names_is_refused(manifest: Manifest) -> None:
-    name = f'"kernel": "{manifest.cubins[0].kernel}",\n'
-    text = manifest.to_json().replace(f"   {name}", f'   "kernel": "other",\n   {name}', 1)
+    name = f'"kernel":"{manifest.cubins[0].kernel}",'
+    text = manifest.to_json().replace(name, f'"kernel":"other",{name}', 1)
     with pytest.raises(ManifestError, match="there twice"):
         read_outline(text.encode())
 

@@ -367,7 +367,7 @@ def test_a_wheel_that_is_exchanged_while_open_is_noticed(tmp_path: Path) -> None
 def test_the_manifest_of_a_newer_schema_says_to_upgrade(tmp_path: Path) -> None:
     place = sample_bundle(tmp_path / "b", TARGET, SMALL).path
     document = json.loads((place / MANIFEST).read_text())
-    (place / MANIFEST).write_text(json.dumps({**document, "schema": 3}))
+    (place / MANIFEST).write_text(json.dumps({**document, "schema": 4}))
     with pytest.raises(ManifestError, match="upgrade warpsmith"):
         open_bundle(place)
 

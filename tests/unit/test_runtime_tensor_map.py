@@ -62,7 +62,7 @@ def test_a_map_is_of_bytes_swizzled_as_wide_as_its_box(api: MapApi) -> None:
 
 def test_a_map_is_made_once_for_each_address(api: MapApi) -> None:
     maps = TensorMaps(Driver(api), 0, SPEC)
-    assert maps.at(256) == maps.at(256) != maps.at(512)
+    assert maps[256] == maps[256] != maps[512]
     assert [call[2] for call in api.called("cuTensorMapEncodeTiled")] == [256, 512]
 
 
@@ -70,14 +70,14 @@ def test_the_table_is_bounded(api: MapApi, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(tensor_map, "_MAX_ADDRESSES", 4)
     maps = TensorMaps(Driver(api), 0, SPEC)
     for address in range(0, 16 * 100, 16):
-        assert int.from_bytes(maps.at(address)[:8], "little") == address
-        assert len(maps._maps) <= 4
+        assert int.from_bytes(maps[address][:8], "little") == address
+        assert len(maps) <= 4
 
 
 def test_a_map_that_the_driver_refuses_says_what_it_was_of(api: MapApi) -> None:
     api.fail["cuTensorMapEncodeTiled"] = CUresult.CUDA_ERROR_INVALID_VALUE
     with pytest.raises(DriverError, match=r"make a tensor map at 0x100 of MapSpec\(row=2048, rows=300"):
-        TensorMaps(Driver(api), 0, SPEC).at(256)
+        TensorMaps(Driver(api), 0, SPEC)[256]
 
 
 def test_a_box_that_cannot_be_swizzled_is_refused(api: MapApi) -> None:

@@ -3,15 +3,17 @@
 
 The parser is strict: a manifest with anything unexpected in it is damaged, and says where. No path ever comes from a
 manifest; a cubin's file is named after its digest.
+
+A manifest lists the parameter lists and opcodes of all cubins once, and each cubin says which of them are its own.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from warpsmith.arch import Target, parse
 from warpsmith.bundle.elf import MAX_CUBIN_BYTES
@@ -23,14 +25,16 @@ from warpsmith.errors import ManifestError, TargetError
 if TYPE_CHECKING:
     from warpsmith.catalog.shapes import Model, Shapes
 
-SCHEMA = 2
-"""The newest schema. 1 is written unless the selection has models, so that older readers can read all the rest."""
+SCHEMA = 3
+"""The schema that is written and read. Bundles of 1 and 2 have no cubin that this package's sources make."""
 
 MANIFEST = "manifest.json"
 """Name of the manifest's file in a bundle."""
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_CUBINS = 100_000
+_MAX_MODELS = 2000
+_MAX_PARAMS = 256
 
 _TEXT = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
 _LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
@@ -39,7 +43,8 @@ _WORD = 0xFFFFFFFF
 _MAX_COUNT = 1 << 31
 _PARAM_BYTES = 32764  # the most that CUDA takes
 _A_DIGEST = "64 lower-case hexadecimal digits"
-_A_CENSUS = "an object of at most 10000 opcodes with their counts"
+_MAX_OPCODES = 10_000
+_A_CENSUS = "a list of opcodes' positions in manifest.opcodes, ascending, each with its count"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,28 +116,56 @@ class Manifest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "cubins", tuple(sorted(self.cubins, key=lambda c: (c.kernel, c.variant))))
 
-    @property
-    def schema(self) -> int:
-        """The oldest schema that can say it."""
-        return SCHEMA if self.selection.models else 1
-
     def id(self, entry: CubinEntry) -> CubinId:
         """The name of one of its cubins."""
         return CubinId(entry.kernel, entry.variant, self.target)
 
     def to_json(self) -> str:
         """The manifest as text: sorted, the same for the same manifest everywhere."""
-        document = {
-            "schema": self.schema,
-            "target": str(self.target),
-            "package_version": self.package_version,
-            "min_driver": self.min_driver,
-            "toolchain": self.toolchain,
-            "selection": self.selection.document(),
-            "catalog_digest": self.catalog_digest,
-            "cubins": [_cubin_document(c) for c in self.cubins],
+        tables = Tables(
+            tuple(sorted({c.params for c in self.cubins})),
+            tuple(sorted({opcode for c in self.cubins for opcode, _ in c.instructions})),
+        )
+        lists = {params: index for index, params in enumerate(tables.params)}
+        opcodes = {opcode: index for index, opcode in enumerate(tables.opcodes)}
+        fields = {
+            "catalog_digest": _text(self.catalog_digest),
+            "cubins": _rows(_cubin_document(c, lists, opcodes) for c in self.cubins),
+            "min_driver": _text(self.min_driver),
+            "opcodes": _text(tables.opcodes),
+            "package_version": _text(self.package_version),
+            "params": _rows([{"name": n, "ctype": c, "offset": o} for n, c, o in params] for params in tables.params),
+            "schema": _text(SCHEMA),
+            "selection": _text({"models": [], **self.selection.document()}),
+            "target": _text(str(self.target)),
+            "toolchain": _text(self.toolchain),
         }
-        return json.dumps(document, indent=1, sort_keys=True) + "\n"
+        return "{\n" + ",\n".join(f' "{name}": {text}' for name, text in fields.items()) + "\n}\n"
+
+
+class Tables(NamedTuple):
+    """What a manifest's cubins have in common.
+
+    Attributes
+    ----------
+    params
+        Lists of (name, C type, offset).
+    opcodes
+        Names of instructions, sorted.
+    """
+
+    params: tuple[tuple[tuple[str, str, int], ...], ...]
+    opcodes: tuple[str, ...]
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _rows(values: Iterable[object]) -> str:
+    """A list of one line for each value, where `outline` cuts it."""
+    rows = ",".join(f"\n  {_text(value)}" for value in values)
+    return f"[{rows}\n ]" if rows else "[]"
 
 
 def layout(params: Sequence[Param], base: int = 0) -> tuple[tuple[str, str, int], ...]:
@@ -163,6 +196,17 @@ def parse_manifest(text: bytes) -> Manifest:
         If it is damaged, of another schema, or too large; the message names the field, what was given and what was
         expected.
     """
+    return parse_head(text)[0]
+
+
+def parse_head(text: bytes) -> tuple[Manifest, Tables]:
+    """As `parse_manifest`; with what the entries that are left out of the text refer to.
+
+    Raises
+    ------
+    ManifestError
+        As `parse_manifest`.
+    """
     if len(text) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"{len(text)} bytes, more than the {MAX_MANIFEST_BYTES} that a manifest may have")
     try:
@@ -171,7 +215,7 @@ def parse_manifest(text: bytes) -> Manifest:
         raise ManifestError(f"nested too deeply; {DAMAGED}") from error
 
 
-def parse_entry(text: bytes, where: str) -> CubinEntry:
+def parse_entry(text: bytes, where: str, tables: Tables) -> CubinEntry:
     """Read one of a manifest's cubins by itself; `where` is its place in the manifest, for messages.
 
     Raises
@@ -180,31 +224,23 @@ def parse_entry(text: bytes, where: str) -> CubinEntry:
         As `parse_manifest`.
     """
     try:
-        return _cubin(where, decode(text), _Known())
+        return _cubin(where, decode(text), tables)
     except RecursionError as error:
         raise ManifestError(f"{where}: nested too deeply; {DAMAGED}") from error
 
 
-def _manifest(document: object) -> Manifest:
-    schema = document.get("schema") if isinstance(document, dict) else SCHEMA
-    if type(schema) is int and schema > SCHEMA:
-        raise ManifestError(
-            f"schema: given {schema}, expected {SCHEMA} or older: the bundle was written by a newer warpsmith; "
-            "upgrade warpsmith"
-        )
-    if type(schema) is not int or schema < 1:
-        fail("schema", schema, f"a whole number from 1 to {SCHEMA}")
+def _manifest(document: object) -> tuple[Manifest, Tables]:
+    _check_schema(document.get("schema") if isinstance(document, dict) else SCHEMA)
     top = Fields("manifest", document, _TOP)
-    known = _Known()
-    cubins = [_cubin(f"cubins[{i}]", c, known) for i, c in enumerate(top.items("cubins", MAX_CUBINS))]
+    tables = _tables(top)
+    cubins = [_cubin(f"cubins[{i}]", c, tables) for i, c in enumerate(top.items("cubins", MAX_CUBINS))]
     seen: set[tuple[str, str]] = set()
     for index, cubin in enumerate(cubins):
         if (cubin.kernel, cubin.variant) in seen:
             fail(f"cubins[{index}]", f"{cubin.kernel}/{cubin.variant}", "each kernel and variant once")
         seen.add((cubin.kernel, cubin.variant))
-    names = ("formats", "modules") if schema == 1 else ("formats", "models", "modules")
-    selection = Fields("selection", top.values["selection"], names)
-    return Manifest(
+    selection = Fields("selection", top.values["selection"], ("formats", "models", "modules"))
+    manifest = Manifest(
         target=_target(top.text("target", NAME, "a target such as sm_121a")),
         package_version=top.text("package_version", NAME, "a version"),
         min_driver=top.integer("min_driver", 0, 1_000_000),
@@ -213,19 +249,40 @@ def _manifest(document: object) -> Manifest:
         catalog_digest=top.text("catalog_digest", _DIGEST, _A_DIGEST),
         cubins=tuple(cubins),
     )
+    return manifest, tables
 
 
-_TOP = ("catalog_digest", "cubins", "min_driver", "package_version", "schema", "selection", "target", "toolchain")
+def _check_schema(schema: object) -> None:
+    if type(schema) is not int or schema < 1:
+        fail("schema", schema, f"the whole number {SCHEMA}")
+    if schema != SCHEMA:
+        who, fix = ("a newer", "upgrade warpsmith") if schema > SCHEMA else ("an older", "build the bundle again")
+        raise ManifestError(f"schema: given {schema}, expected {SCHEMA}: {who} warpsmith wrote the bundle; {fix}")
+
+
+def _tables(top: Fields) -> Tables:
+    opcodes = top.items("opcodes", _MAX_OPCODES)
+    if not all(isinstance(o, str) and _TEXT.fullmatch(o) for o in opcodes) or sorted(set(opcodes)) != opcodes:
+        fail("opcodes", opcodes, "a list of different opcodes, sorted")
+    lists = top.items("params", MAX_CUBINS)
+    return Tables(tuple(_params(f"params[{i}]", given) for i, given in enumerate(lists)), tuple(opcodes))
+
+
+_TOP = (
+    *("catalog_digest", "cubins", "min_driver", "opcodes", "package_version"),
+    *("params", "schema", "selection", "target", "toolchain"),
+)
 _CUBIN = tuple(sorted(CubinEntry.__dataclass_fields__))
 
 
 def _models(selection: Fields) -> tuple[Model, ...]:
-    if "models" not in selection.values:
+    models = selection.items("models", _MAX_MODELS)
+    if not models:
         return ()
     from warpsmith.catalog.shapes import MAX_SHAPES, Model
 
     found, count = [], 0
-    for index, given in enumerate(selection.items("models", MAX_SHAPES)):
+    for index, given in enumerate(models):
         model = Fields(f"selection.models[{index}]", given, ("name", "shapes"))
         rows = model.items("shapes", MAX_SHAPES)
         count += len(rows)
@@ -233,8 +290,6 @@ def _models(selection: Fields) -> tuple[Model, ...]:
             fail("selection.models", rows, f"at most {MAX_SHAPES} shapes in all")
         shapes = tuple(_shapes(f"{model.where}.shapes[{i}]", row) for i, row in enumerate(rows))
         found.append(Model(model.text("name", _LABEL, "a name"), shapes))
-    if not found:
-        fail("selection.models", found, "at least one model")
     return tuple(found)
 
 
@@ -263,15 +318,7 @@ def _named(where: str, given: object) -> Fields:
     return Fields(where, given, tuple(given))
 
 
-class _Known:
-    """What was found in order once: cubins share parameter lists and opcodes, and hundreds of them are read."""
-
-    def __init__(self) -> None:
-        self.params: dict[str, tuple[tuple[str, str, int], ...]] = {}
-        self.opcodes: set[str] = set()
-
-
-def _cubin(where: str, value: object, known: _Known) -> CubinEntry:
+def _cubin(where: str, value: object, tables: Tables) -> CubinEntry:
     row = Fields(where, value, _CUBIN)
     return CubinEntry(
         kernel=row.text("kernel", NAME, A_NAME),
@@ -287,56 +334,53 @@ def _cubin(where: str, value: object, known: _Known) -> CubinEntry:
         dynamic_shared=row.integer("dynamic_shared", 0, _WORD),
         threads=row.integer("threads", 1, 1024),
         flags=row.integer("flags", 0, _WORD),
-        params=_params(row, known),
-        instructions=_instructions(row, known),
+        params=_own_params(row, tables.params),
+        instructions=_instructions(row, tables.opcodes),
     )
 
 
-def _params(fields: Fields, known: _Known) -> tuple[tuple[str, str, int], ...]:
-    given = fields.items("params", 256)
-    text = repr(given)  # tells 1 from 1.0 and true, which are equal
-    read = known.params.get(text)
-    if read is None:
-        read = known.params[text] = _read_params(fields, given)
-    return read
+def _own_params(row: Fields, lists: Sequence[tuple[tuple[str, str, int], ...]]) -> tuple[tuple[str, str, int], ...]:
+    index = row.values["params"]
+    if type(index) is not int or not 0 <= index < len(lists):
+        fail(f"{row.where}.params", index, f"the position of one of the {len(lists)} lists of manifest.params")
+    return lists[index]
 
 
-def _read_params(fields: Fields, given: Sequence[object]) -> tuple[tuple[str, str, int], ...]:
+def _params(where: str, given: object) -> tuple[tuple[str, str, int], ...]:
+    if not isinstance(given, list) or len(given) > _MAX_PARAMS:
+        fail(where, given, f"a list of at most {_MAX_PARAMS} items")
     found: list[tuple[str, str, int]] = []
     end = 0
     for index, value in enumerate(given):
-        where = f"{fields.where}.params[{index}]"
-        row = Fields(where, value, ("ctype", "name", "offset"))
+        row = Fields(f"{where}[{index}]", value, ("ctype", "name", "offset"))
         name, ctype = row.text("name", NAME, A_NAME), row.text("ctype", NAME, A_NAME)
         offset = row.integer("offset", end, _PARAM_BYTES)
         try:
             end = offset + Param(name, ctype).size
         except KeyError:
-            fail(f"{where}.ctype", ctype, "a parameter type that this warpsmith knows")
+            fail(f"{row.where}.ctype", ctype, "a parameter type that this warpsmith knows")
         found.append((name, ctype, offset))
     return tuple(found)
 
 
-def _instructions(fields: Fields, known: _Known) -> tuple[tuple[str, int], ...]:
-    where, given = f"{fields.where}.instructions", fields.values["instructions"]
-    if not isinstance(given, dict) or len(given) > 10_000:
-        fail(where, given, _A_CENSUS)
-    if not known.opcodes.issuperset(given):
-        if not all(_TEXT.fullmatch(opcode) for opcode in given):
-            fail(where, given, _A_CENSUS)
-        known.opcodes.update(given)
-    counts = given.values()
-    if set(map(type, counts)) - {int} or (given and not 1 <= min(counts) <= max(counts) <= _MAX_COUNT):
-        row = Fields(where, given, tuple(given))
-        for opcode in given:
-            row.integer(opcode, 1, _MAX_COUNT)
-    return tuple(given.items())
+def _instructions(row: Fields, opcodes: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    given = row.items("instructions", 2 * _MAX_OPCODES)
+    indices, counts = given[::2], given[1::2]
+    if not given:
+        return ()
+    if set(map(type, given)) - {int} or len(indices) != len(counts) or sorted(set(indices)) != indices:
+        fail(f"{row.where}.instructions", given, _A_CENSUS)
+    if indices[0] < 0 or indices[-1] >= len(opcodes) or min(counts) < 1 or max(counts) > _MAX_COUNT:
+        fail(f"{row.where}.instructions", given, f"{_A_CENSUS}; there are {len(opcodes)} opcodes")
+    return tuple(zip(map(opcodes.__getitem__, indices), counts, strict=True))
 
 
-def _cubin_document(cubin: CubinEntry) -> dict[str, object]:
+def _cubin_document(
+    cubin: CubinEntry, lists: dict[tuple[tuple[str, str, int], ...], int], opcodes: dict[str, int]
+) -> dict[str, object]:
     document: dict[str, object] = {name: getattr(cubin, name) for name in _CUBIN}
-    document["params"] = [{"name": n, "ctype": c, "offset": o} for n, c, o in cubin.params]
-    document["instructions"] = dict(cubin.instructions)
+    document["params"] = lists[cubin.params]
+    document["instructions"] = [n for opcode, count in cubin.instructions for n in (opcodes[opcode], count)]
     return document
 
 

@@ -11,12 +11,21 @@ from __future__ import annotations
 import re
 
 from warpsmith.bundle.fields import DAMAGED
-from warpsmith.bundle.manifest import MAX_CUBINS, MAX_MANIFEST_BYTES, CubinEntry, Manifest, parse_entry, parse_manifest
+from warpsmith.bundle.manifest import (
+    MAX_CUBINS,
+    MAX_MANIFEST_BYTES,
+    CubinEntry,
+    Manifest,
+    Tables,
+    parse_entry,
+    parse_head,
+    parse_manifest,
+)
 from warpsmith.errors import ManifestError
 
-_START, _BETWEEN, _END = b'\n "cubins": [\n  {\n', b"\n  },\n  {\n", b"\n  }\n ],\n"
-_KERNEL = re.compile(rb'\n   "kernel": "([0-9A-Za-z_.,+=:-]{1,200})",(?=\n)')
-_VARIANT = re.compile(rb'\n   "variant": "([0-9A-Za-z_.,+=:-]{1,200})"(?=\n|$)')
+_START, _BETWEEN, _END = b'\n "cubins": [\n  ', b",\n  ", b"\n ],\n"
+_KERNEL = re.compile(rb'"kernel":"([0-9A-Za-z_.,+=:-]{1,200})"')
+_VARIANT = re.compile(rb'"variant":"([0-9A-Za-z_.,+=:-]{1,200})"\}(?:,\n|$)')
 
 
 class Outline:
@@ -28,8 +37,11 @@ class Outline:
         The manifest as if it listed no cubins.
     """
 
-    def __init__(self, text: bytes, head: Manifest, entries: dict[tuple[str, str], tuple[int, bytes]]) -> None:
+    def __init__(
+        self, text: bytes, head: Manifest, tables: Tables, entries: dict[tuple[str, str], tuple[int, bytes]]
+    ) -> None:
         self._text = text
+        self._tables = tables
         self._entries = entries
         self.head = head
 
@@ -48,7 +60,7 @@ class Outline:
         if found is None:
             return None
         index, text = found
-        entry = parse_entry(b"{" + text + b"}", f"cubins[{index}]")
+        entry = parse_entry(text, f"cubins[{index}]", self._tables)
         if (entry.kernel, entry.variant) != (kernel, variant):
             raise ManifestError(
                 f"cubins[{index}]: given {entry.kernel}/{entry.variant}, expected {kernel}/{variant}; {DAMAGED}"
@@ -86,5 +98,5 @@ def read_outline(text: bytes) -> Outline | Manifest:
     entries = dict(zip(names, enumerate(pieces), strict=True))
     if len(entries) != len(pieces):
         return parse_manifest(text)
-    head = parse_manifest(before + b'\n "cubins": [],\n' + after)
-    return Outline(text, head, entries)
+    head, tables = parse_head(before + b'\n "cubins": [],\n' + after)
+    return Outline(text, head, tables, entries)

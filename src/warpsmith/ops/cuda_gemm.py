@@ -58,24 +58,42 @@ from warpsmith.runtime.tensor_map import NO_MAP, TensorMaps
 
 _PER_THREAD_STREAM = 2
 _current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # a CPU build of torch has none
-_OPERANDS = ("a", "b", "a's scales", "b's scales", "bias", "a's global scale", "b's global scale", "offsets or counts")
+_NO_SCRATCH = (0, 0)
+_OPERANDS = (
+    "a",
+    "b",
+    "d",
+    "a's scales",
+    "b's scales",
+    "bias",
+    "a's global scale",
+    "b's global scale",
+    "offsets or counts",
+)
+
+
+class Planned(NamedTuple):
+    """A product that is not empty, ready for `launch_planned`; `maps` make its tensor maps, A's and B's first."""
+
+    kernel: PreparedKernel
+    launch: arguments.Launch | MapLaunch
+    maps: tuple[TensorMaps, ...] | None
 
 
 class _Plan(NamedTuple):
-    """What a call needs besides pointers; `kernel` is None when there is nothing to do.
+    """What a call needs besides pointers; `planned` is None when there is nothing to do.
 
-    `maps` makes the tensor maps of A and B, and of D if it is stored by one, for a kernel that takes them in place of
-    pointers. `extents` are the bytes from a pointer to the end of what is read there, in the order of `_OPERANDS`, and
-    of D.
-    `activated_later`: the kernel of the product has no such activation, and a launch of another follows.
+    `reaches` are the operands that are there: position in `_OPERANDS`, and bytes from the pointer to the end of what is
+    read; `extent` those of D. `activated_later`: the kernel of the product has no such activation, and a launch of
+    another follows.
     """
 
-    kernel: PreparedKernel | None
-    launch: arguments.Launch | MapLaunch
-    maps: tuple[TensorMaps, ...] | None
+    planned: Planned | None
+    workspace: int
     shape: tuple[int, ...]
     dtype: torch.dtype
-    extents: tuple[int, ...]
+    reaches: tuple[tuple[int, int], ...]
+    extent: int
     activated_later: bool = False
 
 
@@ -142,8 +160,12 @@ def _run(
     own = quantized_a and a.offsets is not None
     if own and a.offsets is not index:  # other than those that a's scales were laid out for, perhaps
         _check(a, b, index, mode)
-    others = [None if x is None else _key(x) for x in (index, bias, out)]
-    key = (device, mode, own, _key(a), _key(b), *others, out_dtype, activation)
+    key = (
+        device, mode, own, _key(a), _key(b), out_dtype, activation,
+        None if index is None else _key(index),
+        None if bias is None else _key(bias),
+        None if out is None else _key(out),
+    )  # fmt: skip
     try:
         plan = _plans.get(key)
     except TypeError:  # an out_dtype that cannot be hashed is none
@@ -164,10 +186,10 @@ def _run(
         product = _run(a, b, index, mode, bias, plan.dtype, None, None)
         return activate_product(product, activation, plan.shape, out, index, mode)
     made = torch.empty(plan.shape, dtype=plan.dtype, device=data.device) if out is None else out
-    kernel, launch = plan.kernel, plan.launch
     pointers = (
         data.data_ptr(),
         data_of(b).data_ptr(),
+        made.data_ptr(),
         a.scales.data_ptr() if quantized_a else 0,
         b.scales.data_ptr() if quantized_b else 0,
         0 if bias is None else bias.data_ptr(),
@@ -175,19 +197,18 @@ def _run(
         _scale_pointer(b) if quantized_b else 0,
         0 if index is None else index.data_ptr(),
     )
-    target = made.data_ptr()
     if out is not None:
-        _refuse_overlap(target, pointers, plan.extents)
-    if kernel is None:
+        _refuse_overlap(pointers, plan)
+    planned = plan.planned
+    if planned is None:
         return made
     stream = _current_stream(device)
-    workspace = arrivals = 0
-    if launch.workspace:
-        scratch = torch.empty(launch.workspace, dtype=torch.uint8, device=data.device)
-        words = _counters(device, stream, launch.arrivals, data.device)
-        workspace, arrivals = scratch.data_ptr(), words.data_ptr()
-    given = (*pointers[:2], target, *pointers[2:])
-    launch_planned(Planned(kernel, launch, plan.maps), given, (workspace, arrivals), stream)
+    held = _NO_SCRATCH
+    if plan.workspace:
+        scratch = torch.empty(plan.workspace, dtype=torch.uint8, device=data.device)
+        words = _counters(device, stream, planned.launch.arrivals, data.device)
+        held = scratch.data_ptr(), words.data_ptr()
+    launch_planned(planned, pointers, held, stream)
     return made
 
 
@@ -271,25 +292,18 @@ def _make_plan(
     quantized = [x if isinstance(x, QTensor) else None for x in (a, b)]
     scales = [None if x is None else x.scales for x in quantized]
     factors = [None if x is None else x.global_scale for x in quantized]
-    read = (data_of(a), data_of(b), *scales, bias, *factors, index, out)
-    extents = tuple(0 if x is None else extent(x) for x in read)
+    read = (data_of(a), data_of(b), None, *scales, bias, *factors, index)
+    reaches = tuple((place, extent(x)) for place, x in enumerate(read) if x is not None)
     torch_dtype: torch.dtype = getattr(torch, dtype)
+    rest = shape.out, torch_dtype, reaches, 0 if out is None else extent(out)
     if 0 in shape.out:
-        return _Plan(None, arguments.Launch((0, 0, 0), (), 0, 0), None, shape.out, torch_dtype, extents)
+        return _Plan(None, 0, *rest)
     wide = index is not None and index.dtype is torch.int64
     layout = layout_of(a, b)
     if activation is not None and not activates(size, (left, right), layout, device, activation):
-        return _Plan(None, arguments.Launch((0, 0, 0), (), 0, 0), None, shape.out, torch_dtype, extents, True)
+        return _Plan(None, 0, *rest, True)
     planned = plan_launch(size, left, right, output, device, layout=layout, wide=wide, activation=activation)
-    return _Plan(*planned, shape.out, torch_dtype, extents)
-
-
-class Planned(NamedTuple):
-    """A product that is not empty, ready for `launch_planned`; `maps` make its tensor maps, A's first."""
-
-    kernel: PreparedKernel
-    launch: arguments.Launch | MapLaunch
-    maps: tuple[TensorMaps, ...] | None
+    return _Plan(planned, planned.launch.workspace, *rest)
 
 
 def _problem(size: arguments.Size, a: arguments.Operand, b: arguments.Operand, layout: str) -> Problem:
@@ -359,17 +373,18 @@ def launch_planned(planned: Planned, pointers: tuple[int, ...], scratch: tuple[i
         Pointers to `planned.launch.workspace` bytes, and to `planned.launch.arrivals` words that are 0.
     """
     kernel, launch, maps = planned
+    a, b, d, a_scales, b_scales, bias, a_factor, b_factor, index = pointers
     args: tuple[int | float | bytes, ...]
     if maps is None:
-        args = (*pointers[:6], 0, *pointers[6:], *scratch)
+        args = (a, b, d, a_scales, b_scales, bias, 0, a_factor, b_factor, index, *scratch, *launch.tail)
     else:
-        operands = maps[0].at(pointers[0]), maps[1].at(pointers[1])
-        args = (*operands, *pointers[3:5], pointers[2], pointers[5], 0, *pointers[6:], *scratch)
+        left, right = maps[0], maps[1]
+        args = (
+            left[a], right[b], a_scales, b_scales, d, bias, 0, a_factor, b_factor, index, *scratch, *launch.tail,
+        )  # fmt: skip
         if len(maps) == 3:  # the kernel does without where D is not aligned
-            d = maps[2].at(pointers[2]) if pointers[2] % 16 == 0 else NO_MAP
-            kernel.launch(launch.grid, (*args, *launch.tail, d), stream)
-            return
-    kernel.launch(launch.grid, args + launch.tail, stream)
+            args = (*args, maps[2][d] if d % 16 == 0 else NO_MAP)
+    kernel.launch(launch.grid, args, stream)
 
 
 def operand_of(x: Any, format: str, rows: int, k: int, b: Any) -> tuple[arguments.Operand, bool]:
@@ -388,8 +403,9 @@ def operand_of(x: Any, format: str, rows: int, k: int, b: Any) -> tuple[argument
     return operand, batches > 1 and batch_stride == rows * row_stride
 
 
-def _refuse_overlap(target: int, pointers: tuple[int, ...], extents: tuple[int, ...]) -> None:
-    end = target + extents[-1]
-    for what, pointer, reach in zip(_OPERANDS, pointers, extents[:-1], strict=True):
-        if pointer < end and target < pointer + reach:
-            raise overlap(what)
+def _refuse_overlap(pointers: tuple[int, ...], plan: _Plan) -> None:
+    target = pointers[2]
+    end = target + plan.extent
+    for place, reach in plan.reaches:
+        if pointers[place] < end and target < pointers[place] + reach:
+            raise overlap(_OPERANDS[place])

@@ -57,7 +57,7 @@ class MapSpec(NamedTuple):
         )
 
 
-class TensorMaps:
+class TensorMaps(dict[int, bytes]):
     """The tensor maps of one operand of a plan, by address; a full table starts anew.
 
     The key is the address alone, since everything else that makes a map is the plan's and does not change.
@@ -75,7 +75,7 @@ class TensorMaps:
         If the box cannot be swizzled.
     """
 
-    __slots__ = ("_device", "_driver", "_maps", "spec")
+    __slots__ = ("_device", "_driver", "spec")
 
     def __init__(self, driver: Driver, device: int, spec: MapSpec) -> None:
         if spec.box_row not in _SWIZZLED:
@@ -83,23 +83,13 @@ class TensorMaps:
         self.spec = spec
         self._driver = driver
         self._device = device
-        self._maps: dict[int, bytes] = {}
 
-    def at(self, address: int) -> bytes:
-        """The 128 bytes of the map at an address, a multiple of 16.
-
-        Raises
-        ------
-        DriverError
-            If the driver refuses it.
-        """
-        found = self._maps.get(address)
-        if found is None:
-            found = encode(self._driver, self._device, address, self.spec)
-            if len(self._maps) >= _MAX_ADDRESSES:
-                self._maps = {}
-            self._maps[address] = found
-        return found
+    def __missing__(self, address: int) -> bytes:
+        made = encode(self._driver, self._device, address, self.spec)
+        if len(self) >= _MAX_ADDRESSES:
+            self.clear()
+        self[address] = made
+        return made
 
 
 def encode(driver: Driver, device: int, address: int, spec: MapSpec) -> bytes:

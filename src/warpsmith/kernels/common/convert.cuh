@@ -10,16 +10,16 @@ namespace ws {
 
 // e2m1 conversions exist from 10.0 on, in architecture-specific and family targets only.
 #if __CUDA_ARCH__ >= 1000 && defined(__CUDA_ARCH_FAMILY_SPECIFIC__)
-constexpr bool kNativeE2m1 = true;
+enum : bool { kNativeE2m1 = true };
 #else
-constexpr bool kNativeE2m1 = false;
+enum : bool { kNativeE2m1 = false };
 #endif
 
-constexpr bool kNativeE4m3 = __CUDA_ARCH__ >= 890;
-constexpr bool kNativeXorsign = __CUDA_ARCH__ >= 860;  // max.xorsign.abs
+enum : bool { kNativeE4m3 = __CUDA_ARCH__ >= 890 };
+enum : bool { kNativeXorsign = __CUDA_ARCH__ >= 860 };  // max.xorsign.abs
 
-constexpr float kLargestE2m1 = 6.0f;
-constexpr float kLargestE4m3 = 448.0f;
+template <u32 kBits>
+constexpr float kLargestElement = kBits == 4 ? 6.0f : 448.0f;  // e2m1, e4m3
 
 // ---- 16-bit floating point ------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ WS_DEVICE u32 encode_e4m3x4(float a, float b, float c, float d) {
 // One value ≥ 0, saturating at 448; the code is in 0..0x7E.
 WS_DEVICE u32 encode_e4m3(float value) {
   if constexpr (kNativeE4m3) return convert_e4m3x2(value, 0.0f);
-  return encode_software<3, 0x3C800000u>(fminf(value, kLargestE4m3)) & 0xFFu;
+  return encode_software<3, 0x3C800000u>(fminf(value, kLargestElement<8>)) & 0xFFu;
 }
 
 WS_DEVICE void decode_e4m3x4(u32 codes, float (&values)[4]) {

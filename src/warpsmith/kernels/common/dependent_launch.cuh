@@ -7,8 +7,8 @@
 
 namespace ws {
 
-constexpr bool kDependentLaunch = __CUDA_ARCH__ >= 900;
-constexpr u32 kWaitsWherePossible = kDependentLaunch ? 1u : 0u;  // WS_FLAG_WAITS, or nothing
+enum : bool { kDependentLaunch = __CUDA_ARCH__ >= 900 };
+enum : u32 { kWaitsWherePossible = kDependentLaunch ? 1u : 0u };  // WS_FLAG_WAITS, or nothing
 
 // Returns when the grids before this one have ended and their writes are visible.
 WS_DEVICE void wait_for_predecessor() {

@@ -18,7 +18,7 @@ WS_DEVICE u32 multiply_f16x2(u32 a, u32 b) { return fma_f16x2(a, b, 0x80008000u)
 
 // An e2m1 magnitude whose three bits are put at the top of fp16's magnitude field is 2^−14 of its value, zero and
 // subnormal included.
-constexpr u32 kTwoTo14 = 0x74007400u;
+enum : u32 { kTwoTo14 = 0x74007400u };
 
 // Eight packed codes to fp16: pair i holds elements i (low half) and i + 4.
 WS_DEVICE void f16_from_e2m1x8(u32 codes, u32 (&pairs)[4]) {

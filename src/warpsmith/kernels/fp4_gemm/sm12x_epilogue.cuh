@@ -55,7 +55,7 @@ WS_DEVICE bool add_splits(Sums& sums, const Problem& p, const Tile& tile, u32 sp
 // part follow each other without padding; which 8 columns lie where depends on the row, so that neither the writes of a
 // half warp nor the reads of a quarter meet in a bank.
 struct Part {
-  static constexpr u32 kCount = kSwap ? kN8 : 2 * kM16;
+  enum : u32 { kCount = kSwap ? kN8 : 2 * kM16 };
 
   WS_DEVICE static u32 address(u32 part, u32 row, u32 column) {
     const u32 block = column / 8 ^ (kSwap ? row / 2 : row) % 4;

@@ -18,9 +18,9 @@ WS_DEVICE constexpr u32 slab_row(u32 group, u32 mma_row) { return 8 * group + in
 // their permutation.
 template <class Op, bool kIsLeft>
 struct TileReader {
-  static constexpr u32 kGroups = Op::kWarpRows / 8;
-  static constexpr u32 kSlabBytes = 32 * Op::kRowBytes;
-  static constexpr u32 kKinds = Op::kPrepared ? 1 : 2;
+  enum : u32 { kGroups = Op::kWarpRows / 8 };
+  enum : u32 { kSlabBytes = 32 * Op::kRowBytes };
+  enum : u32 { kKinds = Op::kPrepared ? 1 : 2 };
   u32 offsets[kKinds][kSteps];
 
   // Matrices of ldmatrix, of 8 rows by 16 bytes. Left: groups 0 and 1 of the low 16 bytes of a step, then of the high
@@ -119,7 +119,7 @@ struct Fragments {
 #pragma unroll
       for (u32 j = 0; j < kN8; ++j) {
         // scales of 1 are 1 in every lane: selectors that are all 0 take no register
-        block_scaled_mma<kKind>(sums[i][j], left[i], right[j], left_scales[i / 2], right_scales[j / 4], byte,
+        block_scaled_mma<mma_kind()>(sums[i][j], left[i], right[j], left_scales[i / 2], right_scales[j / 4], byte,
                                 kPromoted ? 0 : i % 2, byte, kPromoted ? 0 : j % 4);
       }
     }
@@ -172,6 +172,6 @@ struct Reader {
 
 // The byte of a scale word where those of a step start.
 template <u32 kStep>
-constexpr u16 kScaleByte = kPromoted ? 0 : kStep % kScaleSteps * mma_scales(kKind);
+constexpr u16 kScaleByte = kPromoted ? 0 : kStep % kScaleSteps * mma_scales(mma_kind());
 
 }  // namespace ws

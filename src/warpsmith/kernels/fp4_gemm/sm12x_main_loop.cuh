@@ -75,39 +75,51 @@ struct MainLoop {
   }
 
   // The last step runs while the next stage's first fragments arrive.
-  template <bool kLast>
-  WS_DEVICE void multiply_stage(Sums& sums) {
+  WS_DEVICE void multiply_stage(Sums& sums, bool last) {
     multiply_steps(sums);
     const u32 empty = ring.empty();
     ring.advance();
-    if constexpr (!kLast) start();
+    if (!last) start();
     __syncwarp();
     if (WS_EVERY_LANE_ARRIVES || reader.lane == 0) mbarrier_arrive(empty);
     fragments[1].multiply_add(sums, kScaleByte<kSteps - 1>);
   }
 
-  WS_DEVICE void run(Sums& sums) {
-    start();
-#pragma unroll 1
-    while (--stages != 0) multiply_stage<false>(sums);
-    multiply_stage<true>(sums);
-  }
-
   // With fp32 scales, which cover a stage.
-  template <bool kLast>
-  WS_DEVICE void promote_stage(Sums& sums, u32 shift) {
+  WS_DEVICE void promote_stage(Sums& sums, u32 shift, bool last) {
     Sums part = {};
     FloatScales scales;
     scales.read(ring.stage, reader, shift);
-    multiply_stage<kLast>(part);
+    multiply_stage(part, last);
     scales.add(sums, part);
   }
 
+  WS_DEVICE void run(Sums& sums) {
+    run_stages([&](bool last) { multiply_stage(sums, last); });
+  }
+
   WS_DEVICE void run_promoted(Sums& sums, u32 shift) {
+    run_stages([&](bool last) { promote_stage(sums, shift, last); });
+  }
+
+ private:
+  // The last stage has code of its own, without a branch in the loop, but in software: there a stage is thousands of
+  // instructions, and the branch is nothing.
+  template <typename Stage>
+  WS_DEVICE void run_stages(Stage stage) {
     start();
+#if WS_SOFTWARE_BLOCK_SCALED
+    bool last;
 #pragma unroll 1
-    while (--stages != 0) promote_stage<false>(sums, shift);
-    promote_stage<true>(sums, shift);
+    do {
+      last = --stages == 0;
+      stage(last);
+    } while (!last);
+#else
+#pragma unroll 1
+    while (--stages != 0) stage(false);
+    stage(true);
+#endif
   }
 };
 

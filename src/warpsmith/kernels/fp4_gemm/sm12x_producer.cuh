@@ -81,9 +81,9 @@ struct SquareScales {
 struct TileCopy {
   using A = Operand<true, 1>;
   using B = Operand<false, 1>;
-  static constexpr u32 kA = kSwap ? Stage::kRight : Stage::kLeft, kB = kSwap ? Stage::kLeft : Stage::kRight;
-  static constexpr u32 kAScales = kSwap ? Stage::kRightScales : Stage::kLeftScales;
-  static constexpr u32 kBScales = kSwap ? Stage::kLeftScales : Stage::kRightScales;
+  enum : u32 { kA = kSwap ? Stage::kRight : Stage::kLeft, kB = kSwap ? Stage::kLeft : Stage::kRight };
+  enum : u32 { kAScales = kSwap ? Stage::kRightScales : Stage::kLeftScales };
+  enum : u32 { kBScales = kSwap ? Stage::kLeftScales : Stage::kRightScales };
 
   const Problem& p;
   const Tile& tile;

@@ -102,7 +102,7 @@ class TileFinder {
   }
 
  private:
-  static constexpr u32 kPerLane = 4, kWindow = 32 * kPerLane;
+  enum : u32 { kPerLane = 4, kWindow = 32 * kPerLane };
 
   WS_DEVICE u32 tiles(u32 rows) const { return div_up(rows, kTileM) * columns_; }
 

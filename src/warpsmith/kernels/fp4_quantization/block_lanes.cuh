@@ -25,7 +25,7 @@ WS_DEVICE u32 scatter_max(u32 for_clear, u32 for_set, u32 distance) {
 
 template <u32 kLanes, u32 kPasses>
 struct Share {
-  static constexpr u32 owned = kPasses == 4 && kLanes == 2 ? 2 : 1;
+  enum : u32 { owned = kPasses == 4 && kLanes == 2 ? 2 : 1 };
 
   WS_DEVICE static u32 first_owned() {
     return kPasses == 1 ? 0u : kLanes == 2 ? (threadIdx.x & 1u) * 2u : threadIdx.x & 3u;

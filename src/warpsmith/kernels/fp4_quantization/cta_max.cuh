@@ -6,7 +6,7 @@
 
 namespace ws {
 
-constexpr u32 kWarps = kThreads / 32;
+enum : u32 { kWarps = kThreads / 32 };
 
 // `shared` may be used again after the next barrier.
 WS_DEVICE u32 max_of_cta(u32 value, u32 (&shared)[kWarps]) {

@@ -10,7 +10,7 @@ namespace ws {
 
 template <int kType>
 struct Elements {
-  static constexpr u32 words = element_words(kType);
+  enum : u32 { words = element_words(kType) };
   u32 word[words];
 
   WS_DEVICE void fill(u32 value) {

@@ -15,32 +15,32 @@
 
 namespace ws {
 
-constexpr u32 kThreads = 256;
-constexpr u32 kElements = 8;   // of one row, that a thread takes at a time
-constexpr u32 kSlab = 128;     // rows: the 128x4 layout's unit, and a group's
+enum : u32 { kThreads = 256 };
+enum : u32 { kElements = 8 };   // of one row, that a thread takes at a time
+enum : u32 { kSlab = 128 };     // rows: the 128x4 layout's unit, and a group's
 
 // Run-time flags; ops/quantization_args.py holds the same numbers.
-constexpr u32 kVectorRows = 1;       // the 16-bit or fp32 tensor is accessed by 16-byte vectors
-constexpr u32 kVectorCodes = 2;      // a thread's codes are accessed at once
-constexpr u32 kVectorScales = 4;     // one-byte scales are stored four at a time
-constexpr u32 kLayout128x4 = 8;
-constexpr u32 kLayoutMMajor = 16;
-constexpr u32 kFloor = 32;           // rounding of ue8m0 scales
-constexpr u32 kOffsets64 = 64;
-constexpr u32 kPaddedGroups = 128;   // the grid runs over the groups' padded rows
-constexpr u32 kScalePerGroup = 256;  // one global scale a group
-constexpr u32 kSquareBlocks = 512;   // fp8_block scales cover 128 rows too
+enum : u32 { kVectorRows = 1 };       // the 16-bit or fp32 tensor is accessed by 16-byte vectors
+enum : u32 { kVectorCodes = 2 };      // a thread's codes are accessed at once
+enum : u32 { kVectorScales = 4 };     // one-byte scales are stored four at a time
+enum : u32 { kLayout128x4 = 8 };
+enum : u32 { kLayoutMMajor = 16 };
+enum : u32 { kFloor = 32 };           // rounding of ue8m0 scales
+enum : u32 { kOffsets64 = 64 };
+enum : u32 { kPaddedGroups = 128 };   // the grid runs over the groups' padded rows
+enum : u32 { kScalePerGroup = 256 };  // one global scale a group
+enum : u32 { kSquareBlocks = 512 };   // fp8_block scales cover 128 rows too
 
 WS_DEVICE constexpr u32 element_bytes(int type) { return type == WS_FP32 ? 4 : 2; }
 WS_DEVICE constexpr u32 element_words(int type) { return kElements * element_bytes(type) / 4; }
 
 template <int kFormat>
 struct Format {
-  static constexpr bool nibbles = kFormat == WS_NVFP4 || kFormat == WS_MXFP4;
-  static constexpr u32 block = kFormat == WS_NVFP4 ? 16 : kFormat == WS_FP8_BLOCK ? 128 : 32;
-  static constexpr u32 lanes = block / kElements;         // threads that share a block
-  static constexpr u32 code_words = nibbles ? 1 : 2;      // of a thread's eight codes
-  static constexpr bool byte_scales = kFormat != WS_FP8_BLOCK;
+  enum : bool { nibbles = kFormat == WS_NVFP4 || kFormat == WS_MXFP4 };
+  enum : u32 { block = kFormat == WS_NVFP4 ? 16 : kFormat == WS_FP8_BLOCK ? 128 : 32 };
+  enum : u32 { lanes = block / kElements };         // threads that share a block
+  enum : u32 { code_words = nibbles ? 1 : 2 };      // of a thread's eight codes
+  enum : bool { byte_scales = kFormat != WS_FP8_BLOCK };
 };
 
 }  // namespace ws

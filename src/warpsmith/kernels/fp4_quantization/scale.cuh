@@ -28,8 +28,8 @@ WS_DEVICE float bounded_quotient(float a, float b) { return fminf(__fdiv_rn(a, b
 // exceed 464 (e4m3), where the software encoders need clamped ones.
 template <int kFormat>
 struct Scale {  // mxfp4 and mxfp8
-  static constexpr bool nibbles = Format<kFormat>::nibbles;
-  static constexpr bool native = nibbles ? kNativeE2m1 : kNativeE4m3;
+  enum : bool { nibbles = Format<kFormat>::nibbles };
+  enum : bool { native = nibbles ? kNativeE2m1 : kNativeE4m3 };
 
   WS_DEVICE static BlockScale quick(u32 amax, const Scaling& scaling, bool& exception) {
     constexpr u32 exponent = nibbles ? 2 : 8;                // of the element type's largest value
@@ -72,7 +72,8 @@ template <>
 struct Scale<WS_FP8_BLOCK> {
   WS_DEVICE static BlockScale quick(u32 amax, const Scaling&, bool& exception) {
     exception = (amax == 0u) | (amax >= kInfinity);
-    return {bits_of(__fdiv_rn(float_of(amax), kLargestE4m3)), bounded_quotient(kLargestE4m3, float_of(amax))};
+    constexpr float largest = kLargestElement<8>;
+    return {bits_of(__fdiv_rn(float_of(amax), largest)), bounded_quotient(largest, float_of(amax))};
   }
 
   WS_DEVICE static BlockScale exact(u32 amax, const Scaling& scaling) {
@@ -88,7 +89,7 @@ template <int kFormat, bool kCareful, int kType>
 WS_DEVICE void encode(const Elements<kType>& elements, float factor, u32 (&codes)[Format<kFormat>::code_words]) {
   constexpr bool nibbles = Format<kFormat>::nibbles;
   constexpr bool native = nibbles ? kNativeE2m1 : kNativeE4m3;
-  constexpr float largest = nibbles ? kLargestE2m1 : kLargestE4m3;
+  constexpr float largest = kLargestElement<nibbles ? 4 : 8>;
   float y[kElements];
   elements.unpack(y);
 #pragma unroll

@@ -25,7 +25,7 @@ WS_RECORD(0, ws::kThreads, 1, 0, 4, ws::kElements, 0)
 
 namespace ws {
 
-constexpr u32 kPasses = 4;
+enum : u32 { kPasses = 4 };
 
 // A tile's indices, advanced by a fixed number of tiles without dividing again.
 struct TileIndex {

@@ -29,8 +29,8 @@ WS_RECORD(0, ws::kThreads, 1, 0, 4, ws::kElements, 0)
 namespace ws {
 
 using Traits = Format<WS_FORMAT>;
-constexpr u32 kPasses = 4;
-constexpr u32 kOutputWords = element_words(WS_OUTPUT);
+enum : u32 { kPasses = 4 };
+enum : u32 { kOutputWords = element_words(WS_OUTPUT) };
 
 struct Parameters {
   const u8* codes;

@@ -42,8 +42,8 @@ using Source = Elements<WS_INPUT>;
 using Values = Elements<WS_SILU ? WS_FP32 : WS_INPUT>;  // what is quantized
 
 // CTAs on an SM that the register budget must allow: the more a thread loads at once, the fewer are needed.
-constexpr bool kWideInput = WS_INPUT == WS_FP32;
-constexpr u32 kResident = WS_PASSES == 1 ? 5 : WS_SILU && kWideInput ? 2 : WS_SILU || kWideInput ? 3 : 4;
+enum : bool { kWideInput = WS_INPUT == WS_FP32 };
+enum : u32 { kResident = WS_PASSES == 1 ? 5 : WS_SILU && kWideInput ? 2 : WS_SILU || kWideInput ? 3 : 4 };
 
 struct Parameters {
   const u8* x;

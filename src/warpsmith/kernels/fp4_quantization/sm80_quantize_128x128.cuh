@@ -27,9 +27,9 @@ WS_RECORD(0, ws::kThreads, 1, 0, ws::kSlab, ws::kSlab, 0)
 
 namespace ws {
 
-constexpr u32 kBlockUnits = kSlab / kElements;         // threads a row
-constexpr u32 kRowStep = kThreads / kBlockUnits;       // rows a pass
-constexpr u32 kPasses = kSlab / kRowStep;
+enum : u32 { kBlockUnits = kSlab / kElements };         // threads a row
+enum : u32 { kRowStep = kThreads / kBlockUnits };       // rows a pass
+enum : u32 { kPasses = kSlab / kRowStep };
 
 }  // namespace ws
 

@@ -18,7 +18,7 @@ namespace ws {
 
 template <u32 kPasses>
 struct TilePosition {
-  static constexpr u32 row_step = kSlab / 4;  // between the passes of a thread
+  enum : u32 { row_step = kSlab / 4 };  // between the passes of a thread
   u32 slab;
   u32 row;  // of pass 0 in the slab
 

@@ -10,7 +10,7 @@
 
 namespace ws {
 
-constexpr u32 kWriters = 32 * kWarpsMN;  // threads that hold D after the warps' sums are added
+enum : u32 { kWriters = 32 * kWarpsMN };  // threads that hold D after the warps' sums are added
 
 // Adds the sums of the warps that divide a tile's K, in their order, into those of the first. `shared` is free, before
 // and after.
@@ -91,10 +91,10 @@ WS_DEVICE bool add_splits(Sums& sums, const Problem& p) {
 // A warp's sums go through shared memory of its own in kPasses parts, so that few instructions, in a loop, serve all
 // types, and rows of D are written in whole sectors. Rows of D are rows of the sums or, swapped, their columns.
 struct Part {
-  static constexpr u32 kM16s = kM16 / kEpiloguePasses;  // MMA tiles of the left operand in a part
-  static constexpr u32 kRows = kSwap ? 8 * kN8 : 16 * kM16s;
-  static constexpr u32 kColumns = kSwap ? 16 * kM16s : 8 * kN8;
-  static constexpr u32 kStride = epilogue_stride(kEpiloguePasses);  // words
+  enum : u32 { kM16s = kM16 / kEpiloguePasses };  // MMA tiles of the left operand in a part
+  enum : u32 { kRows = kSwap ? 8 * kN8 : 16 * kM16s };
+  enum : u32 { kColumns = kSwap ? 16 * kM16s : 8 * kN8 };
+  enum : u32 { kStride = epilogue_stride(kEpiloguePasses) };  // words
 };
 static_assert(kM16 % kEpiloguePasses == 0 && epilogue_bytes(kEpiloguePasses) <= Shared::kTile, "the parts fit");
 

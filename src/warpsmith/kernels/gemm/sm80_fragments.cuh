@@ -27,8 +27,8 @@ template <class Op, bool kIsLeft>
 class TileReader {
   // ldmatrix where a lane's register of a group is 4 consecutive bytes of its own row, and there are enough groups.
   // The MMA wants the registers of the left operand's two groups in turn, those of a right one's group together.
-  static constexpr bool kPlainPairs = kBothPlain && Op::kGroups % 2 == 0;  // two groups by two chunks
-  static constexpr bool kNibbleQuads = Op::kBits == 4 && Op::kGroups % 4 == 0;  // four groups by one chunk
+  enum : bool { kPlainPairs = kBothPlain && Op::kGroups % 2 == 0 };  // two groups by two chunks
+  enum : bool { kNibbleQuads = Op::kBits == 4 && Op::kGroups % 4 == 0 };  // four groups by one chunk
 
  public:
   // Warp `warp_k` of those that divide K begins at step `warp_k`.
@@ -121,7 +121,7 @@ WS_DEVICE void to_pairs(const u32 (&words)[Op::kWords], u32 scale, u32 (&pairs)[
 // for sums, those of D's rows g of each group (left) or of D's columns 2t and 2t+1 (right).
 template <class Op, bool kIsLeft>
 struct StepScales {
-  static constexpr u32 kPerGroup = kIsLeft || Op::kScalesElements ? 1 : 2;
+  enum : u32 { kPerGroup = kIsLeft || Op::kScalesElements ? 1 : 2 };
   u32 words[Op::kGroups][kPerGroup];
 
   WS_DEVICE void read(u32 decoded, u32 warp, u32 step) {
@@ -155,8 +155,8 @@ WS_DEVICE float sum_factor(const StepScales<Left, true>& left, const StepScales<
 }
 
 // The left operand is read and multiplied in units: as many MMA tiles as there are registers for, twice.
-constexpr u32 kUnitM16 = Left::kBits == 16 && !kBothPlain ? 1 : kM16;
-constexpr u32 kUnitsM = kM16 / kUnitM16;
+enum : u32 { kUnitM16 = Left::kBits == 16 && !kBothPlain ? 1 : kM16 };
+enum : u32 { kUnitsM = kM16 / kUnitM16 };
 
 using LeftWords = u32[2 * kUnitM16][Left::kWords];
 using RightWords = u32[kN8][Right::kWords];

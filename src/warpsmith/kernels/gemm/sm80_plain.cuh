@@ -21,8 +21,8 @@ static_assert(Left::kGroups % 2 == 0 && Right::kGroups % 2 == 0, "ldmatrix loads
 // are its last row again: what comes of them is not stored.
 template <class Op>
 struct RowCopy {
-  static constexpr u32 kCopies = Op::kRows * Op::kChunks / kThreads;
-  static constexpr u32 kRowStep = kThreads / Op::kChunks;
+  enum : u32 { kCopies = Op::kRows * Op::kChunks / kThreads };
+  enum : u32 { kRowStep = kThreads / Op::kChunks };
   static_assert(Op::kRows * Op::kChunks % kThreads == 0 && kThreads % Op::kChunks == 0, "equal shares");
   static_assert(kRowStep % 8 == 0, "rows of a thread have their chunks in the same place");
 
@@ -85,7 +85,7 @@ class PlainLoop {
   }
 
  private:
-  static constexpr u32 kCopies = RowCopy<Left>::kCopies + RowCopy<Right>::kCopies;
+  enum : u32 { kCopies = RowCopy<Left>::kCopies + RowCopy<Right>::kCopies };
 
   // Part kPart of kParts of the copies of the next stage.
   template <u32 kPart, u32 kParts>

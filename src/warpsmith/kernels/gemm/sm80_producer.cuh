@@ -72,7 +72,7 @@ struct Producer {
 };
 
 WS_DEVICE ScaleSource scales_of_a(const Problem& p, const Tile& tile) {
-  const bool tiled = p.flags & kTiledScalesA, padded = tiled && kFormatA != Format::fp8_block;
+  const bool tiled = p.flags & kTiledScalesA, padded = tiled && Format::of_a != Format::fp8_block;
   return {p.is_grouped() ? p.a_scales : p.a_scales + tile.batch * p.a_scale_batch,
           padded ? tile.scale_row : tile.row, tile.rows, p.m, p.k, tiled};
 }

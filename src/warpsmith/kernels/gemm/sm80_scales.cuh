@@ -28,8 +28,8 @@ struct ScaleSource {
 
 template <class Op>
 class ScaleCopy {
-  static constexpr u32 kPerThread = div_up(Op::kUnits, kThreads);
-  static constexpr u32 kUnitsOfRow = Op::kBlocks / Op::kUnitScales;
+  enum : u32 { kPerThread = div_up(Op::kUnits, kThreads) };
+  enum : u32 { kUnitsOfRow = Op::kBlocks / Op::kUnitScales };
 
  public:
   WS_DEVICE explicit ScaleCopy(const ScaleSource& source)

@@ -22,10 +22,10 @@ WS_DEVICE constexpr u32 chunk_swizzle(u32 row) {
 // A thread's share of the copies of an operand's tiles: one chunk column, every kRowStep-th row.
 template <class Op>
 class TileCopy {
-  static constexpr u32 kChunksInTile = Op::kRows * Op::kChunks;
-  static constexpr u32 kCopies = kChunksInTile <= kThreads ? 1 : kChunksInTile / kThreads;
-  static constexpr bool kAllThreads = kChunksInTile >= kThreads;
-  static constexpr u32 kRowStep = kThreads / Op::kChunks;
+  enum : u32 { kChunksInTile = Op::kRows * Op::kChunks };
+  enum : u32 { kCopies = kChunksInTile <= kThreads ? 1 : kChunksInTile / kThreads };
+  enum : bool { kAllThreads = kChunksInTile >= kThreads };
+  enum : u32 { kRowStep = kThreads / Op::kChunks };
   static_assert(!kAllThreads || (kChunksInTile % kThreads == 0 && kThreads % Op::kChunks == 0), "equal shares");
   static_assert(kCopies == 1 || (kRowStep & (kRowStep - 1)) == 0, "steps in bits of the row that the first one lacks");
   static_assert(kCopies <= 32, "a bit for each copy");

@@ -8,7 +8,7 @@
 namespace ws {
 
 constexpr MmaKind kKind = static_cast<MmaKind>(WS_MMA_KIND);
-constexpr u32 kWarps = 4;
+enum : u32 { kWarps = 4 };
 
 }  // namespace ws
 
