@@ -37,15 +37,15 @@ class ColumnSource {
   WS_DEVICE ColumnSource(const Problem& p, u32 batch, u32 first, u32 eights) {
     const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     last_unit_ = p.k / kUnit - 1;
-    weights_ = p.b + batch * p.b_batch + static_cast<i64>(row_of_eight(p, first) + g) * p.b_row;
+    weights_ = p.b + batch * p.b_batch + static_cast<i64>(8 * first + g) * p.b_row;
     const u32 blocks = kPlain ? 0 : p.k / kBlock;
     const bool tiled = p.flags & kTiledScales;
     const u32 row_blocks = tiled ? div_up(blocks, 4) * 4 : blocks;
     if constexpr (!kPlain) scales_ = p.b_scales + batch * p.b_scale_batch;
 #pragma unroll
     for (u32 i = 0; i < kEights; ++i) {
-      const u32 row = row_of_eight(p, first + (i < eights ? i : 0));
-      row_offsets_[i] = static_cast<u32>((row - row_of_eight(p, first)) * p.b_row);
+      const u32 row = 8 * (first + (i < eights ? i : 0));
+      row_offsets_[i] = static_cast<u32>((row - 8 * first) * p.b_row);
       const u32 r = row + g;
       scale_offsets_[i] = kFp8Block ? r / 128 * blocks * 4
                           : tiled   ? r / 128 * 128 * row_blocks + r % 32 * 16 + r % 128 / 32 * 4

@@ -59,12 +59,6 @@ static_assert(kCluster == 1 || kCluster == 2, "a block or a pair");
 constexpr u32 kLeastWarpsK = kCluster == 1 ? 1 : 4;  // warps that divide a row's K
 constexpr u32 kMostWarpsRows = kWarps / kLeastWarpsK;
 constexpr u32 kMostGroups = 512;
-// Rows of B are I gate rows and I up rows, of which 8 and 8 alternate in what a warp computes; D has I columns.
-#ifndef WS_GATED
-#define WS_GATED 0
-#endif
-constexpr bool kGated = WS_GATED;
-constexpr u32 kGrain = kGated ? 2 : 1;  // groups of 8 rows that are not parted
 
 // ---- shared memory --------------------------------------------------------------------------------------------------
 

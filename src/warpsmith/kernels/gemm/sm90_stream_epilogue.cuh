@@ -133,32 +133,23 @@ WS_DEVICE float with_bias(const Problem& p, u32 batch, u32 row, float value) {
 }
 
 // Writes what this block finishes for `count` groups of 8 rows of B from `first` on, whose sums the warps from `warp`
-// along rows have: all of it, or its half of a pair's. Rows of D are those of A. `finish` makes a value of D of one sum
-// or, gated, of gate and up.
-template <class Finish>
+// along rows have: all of it, or its half of a pair's. Rows of D are those of A.
 WS_DEVICE void write_rows(const Exchange& exchange, const Problem& p, u32 warp, u32 first, u32 count, const Rows& rows,
-                          float alpha, const Finish& finish) {
-  constexpr u32 sums = kWarpRows / kCluster;   // of each row warp and row of A
-  constexpr u32 values = sums / kGrain;
+                          float alpha) {
+  constexpr u32 values = kWarpRows / kCluster;  // of each row warp and row of A
   const u32 own = kCluster == 1 ? 0 : 16 * cluster_rank();
   const u32 all = div_up(count, kEights) * rows.count * values, type = p.flags >> kOutShift & kTypeMask;
   u8* const d = p.d + (p.kind() == kGrouped ? 0 : rows.batch * p.d_batch) + static_cast<i64>(rows.first) * p.d_row;
-  const auto total = [&](u32 warp_row, u32 a_row, u32 row) {
-    float value = exchange.sum(warp + warp_row, a_row, row);
-    if constexpr (kCluster > 1) value += exchange.received(warp_row, a_row, rows.count, row);
-    return value * alpha;
-  };
 #pragma unroll 1
   for (u32 i = threadIdx.x; i < all; i += kThreads) {
     const u32 a_row = i / values % rows.count, warp_row = i / values / rows.count;
-    const u32 value = i % values, row = own + (kGated ? value / 8 * 16 + value % 8 : value);
+    const u32 row = own + i % values;
     const u32 eight = warp_row * kEights + row / 8;
     if (eight >= count) continue;
-    const u32 b_row = row_of_eight(p, first + eight) + row % 8;
-    const float one = with_bias(p, rows.batch, b_row, total(warp_row, a_row, row));
-    float second = 0.0f;
-    if constexpr (kGated) second = with_bias(p, rows.batch, b_row + p.n / 2, total(warp_row, a_row, row + 8));
-    store_value(d + a_row * p.d_row, type, b_row, finish(one, second));
+    const u32 b_row = 8 * (first + eight) + row % 8;
+    float value = exchange.sum(warp + warp_row, a_row, row);
+    if constexpr (kCluster > 1) value += exchange.received(warp_row, a_row, rows.count, row);
+    store_value(d + a_row * p.d_row, type, b_row, with_bias(p, rows.batch, b_row, value * alpha));
   }
 }
 

@@ -29,21 +29,6 @@
 #include "gemm/sm90_stream_main.cuh"
 #include "gemm/sm90_stream_problem.cuh"
 
-namespace ws {
-
-struct OwnRow {
-  WS_DEVICE const u8* operator()(const Problem& p, const Rows& rows, u32 i) const {
-    const u8* const a = p.a + (p.kind() == kGrouped ? 0 : rows.batch * p.a_batch);
-    return a + static_cast<i64>(rows.first + i) * p.a_row;
-  }
-};
-
-struct AsItIs {
-  WS_DEVICE float operator()(float value, float) const { return value; }
-};
-
-}  // namespace ws
-
 WS_RECORD(ws::Shared::kBytes, ws::kThreads, WS_AHEAD, WS_FLAG_WAITS, WS_ROWS, WS_CLUSTER, 0)
 
 // The parameters are those of ws_sm80_gemm; A's scales, workspace and arrivals are not read. Strides are in bytes.
@@ -59,5 +44,5 @@ extern "C" __global__ void WS_CLUSTER_ATTRIBUTE __launch_bounds__(ws::kThreads, 
   const ws::Problem p{static_cast<const u8*>(a), static_cast<const u8*>(b), static_cast<const u8*>(b_scales),
                 static_cast<const u8*>(bias), static_cast<u8*>(d), alphas, a_global_scale, b_global_scale, index, a_row,
                 b_row, d_row, a_batch, b_batch, d_batch, b_scale_batch, bias_batch, m, n, k, batches, alpha, flags};
-  ws::compute(p, shared, ws::OwnRow{}, ws::AsItIs{});
+  ws::compute(p, shared);
 }

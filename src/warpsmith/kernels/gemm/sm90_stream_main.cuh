@@ -34,13 +34,12 @@ struct Part {
 
 // Rows of A in shared memory: one or two sets of at most kRows, those in use and those that come next. A set arrives in
 // kPieces of its columns, each with a barrier, so that the first ones do not wait for the last.
-template <class RowOf>
 class RowsOfA {
   static constexpr u32 kPieces = 4;
 
  public:
-  WS_DEVICE RowsOfA(const Problem& p, const Work& work, const Part& part, const RowOf& row_of, u32 shared, u32 first)
-      : p_(p), work_(work), row_of_(row_of), shared_(shared), first_(first), begin_(part.begin), end_(part.end) {
+  WS_DEVICE RowsOfA(const Problem& p, const Work& work, const Part& part, u32 shared, u32 first)
+      : p_(p), work_(work), shared_(shared), first_(first), begin_(part.begin), end_(part.end) {
     piece_ = max(div_up(part.end - part.begin, kPieces), 1u);
     pitch_ = part.pitch();
     sets_ = part.sets();
@@ -58,7 +57,7 @@ class RowsOfA {
   WS_DEVICE void copy(u32 i) const {
     const u32 lane = threadIdx.x % 32;
     const Rows rows = work_.rows(i);
-    const u8* const from = lane < rows.count ? row_of_(p_, rows, lane) : nullptr;
+    const u8* const from = lane < rows.count ? row_of_a(p_, rows, lane) : nullptr;
     u32 to = at(i) + lane * pitch_, barrier = barrier_of(i);
 #pragma unroll 1
     for (u32 column = begin_; column < end_; column += piece_, to += piece_ * 2 * kColumn, barrier += 8) {
@@ -85,7 +84,6 @@ class RowsOfA {
 
   const Problem& p_;
   const Work& work_;
-  const RowOf& row_of_;
   u32 shared_, first_, begin_, end_, piece_, pitch_, sets_;
 };
 
@@ -163,15 +161,12 @@ class Stream {
   u32 lane_, ring_, column_, slot_;
 };
 
-// RowOf gives the address of one of Rows in A, Finish a value of D of sums.
-template <class RowOf, class Finish>
-WS_DEVICE void compute(const Problem& p, u8* shared, const RowOf& row_of, const Finish& finish) {
+WS_DEVICE void compute(const Problem& p, u8* shared) {
   const u32 address = shared_address(shared);
   const u32 zeros = address + Shared::kZeros;
-  using A = RowsOfA<RowOf>;
   if (threadIdx.x < Shared::kZeroBytes / 4) reinterpret_cast<u32*>(shared + Shared::kZeros)[threadIdx.x] = 0;
   if (threadIdx.x == 0) {
-    A::init_barriers(address);
+    RowsOfA::init_barriers(address);
     Exchange::init_barriers(address);
     fence_mbarrier_init();
   }
@@ -186,7 +181,7 @@ WS_DEVICE void compute(const Problem& p, u8* shared, const RowOf& row_of, const 
   release_successor();
   if constexpr (kCluster > 1) wait_cluster();
   if (!work.has_next()) return;
-  const A a(p, work, part, row_of, address, work.next_rows());
+  const RowsOfA a(p, work, part, address, work.next_rows());
   if (threadIdx.x < 32) {
     for (u32 i = work.next_rows(), n = 0; n < a.sets() && i <= work.last_rows(); ++i, ++n) a.copy(i);
   }
@@ -224,10 +219,10 @@ WS_DEVICE void compute(const Problem& p, u8* shared, const RowOf& row_of, const 
       exchange.send(address, rows.count);
       exchange.wait(address);
     }
-    write_rows(exchange, p, 0, tile.row, tile.count, rows, alpha, finish);
+    write_rows(exchange, p, 0, tile.row, tile.count, rows, alpha);
     if (tile.more) {
       const Rows next = work.rows(tile.rows_of_a + 1);
-      write_rows(exchange, p, tile.warps(), 0, tile.more, next, Factors(p, next.batch).product(), finish);
+      write_rows(exchange, p, tile.warps(), 0, tile.more, next, Factors(p, next.batch).product());
     }
     exchange.next_tile();
     if (work.has_next()) __syncthreads();

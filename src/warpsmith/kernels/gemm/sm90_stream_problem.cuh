@@ -56,6 +56,12 @@ struct Rows {
   u32 count;
 };
 
+// Row `i` of them in A.
+WS_DEVICE const u8* row_of_a(const Problem& p, const Rows& rows, u32 i) {
+  const u8* const a = p.a + (p.kind() == kGrouped ? 0 : rows.batch * p.a_batch);
+  return a + static_cast<i64>(rows.first + i) * p.a_row;
+}
+
 // Rows of B that a block computes at a time, at most kWarpRows for each warp along them: for one of Rows and, where it
 // ends, the first ones for the next, since a tile takes as long however few of its warps have rows.
 struct Tile {
@@ -66,11 +72,6 @@ struct Tile {
   // Warps along rows that are the first Rows'.
   WS_DEVICE u32 warps() const { return div_up(count, kEights); }
 };
-
-// Which row of B the first of group `eight` of 8 is.
-WS_DEVICE u32 row_of_eight(const Problem& p, u32 eight) {
-  return kGated ? eight / 2 * 8 + eight % 2 * (p.n / 2) : 8 * eight;
-}
 
 // The work of a problem, in order: for each Rows, all rows of B, 8 at a time. A block or pair has an equal part. All
 // of it is fewer than 2^32 times 8 rows.
@@ -84,7 +85,7 @@ class Work {
         before_(table),
         starts_(table + kMostGroups),
         sizes_(table + 2 * kMostGroups),
-        grains_(p.n / (8 * kGrain)) {
+        eights_(p.n / 8) {
     if (p.kind() == kDense) {
       per_batch_ = div_up(p.m, kRows);
       all_ = per_batch_ * p.batches;
@@ -94,12 +95,12 @@ class Work {
     }
     // As many for each part as for any other, or one more.
     const u32 parts = gridDim.x / kCluster, part = blockIdx.x / kCluster;
-    const u32 grains = all_ * grains_, each = grains / parts, more = grains - each * parts;
+    const u32 eights = all_ * eights_, each = eights / parts, more = eights - each * parts;
     const u32 begin = each * part + min(part, more);
     left_ = each + (part < more);
-    rows_ = begin / grains_;
-    first_ = begin - rows_ * grains_;
-    last_ = left_ ? (begin + left_ - 1) / grains_ : 0;
+    rows_ = begin / eights_;
+    first_ = begin - rows_ * eights_;
+    last_ = left_ ? (begin + left_ - 1) / eights_ : 0;
   }
 
   WS_DEVICE bool has_next() const { return left_ > 0; }
@@ -108,7 +109,7 @@ class Work {
 
   // Takes what `warps` along rows compute at most.
   WS_DEVICE Tile take(u32 warps) {
-    Tile tile{rows_, first_ * kGrain, 0, 0};
+    Tile tile{rows_, first_, 0, 0};
     tile.count = advance(warps);
     if (two_ && left_ && !first_) tile.more = advance(warps - tile.warps());
     return tile;
@@ -135,11 +136,11 @@ class Work {
 
  private:
   WS_DEVICE u32 advance(u32 warps) {
-    const u32 count = min(min(left_, grains_ - first_), warps * (kEights / kGrain));
+    const u32 count = min(min(left_, eights_ - first_), warps * kEights);
     left_ -= count;
     first_ += count;
-    if (first_ == grains_) ++rows_, first_ = 0;
-    return count * kGrain;
+    if (first_ == eights_) ++rows_, first_ = 0;
+    return count;
   }
 
   // One thread a group: sums over a warp, then over the warps.
@@ -177,7 +178,7 @@ class Work {
   const Problem& p_;
   bool two_;
   u32 *before_, *starts_, *sizes_;  // of each group: Rows before it, its first row, its rows
-  u32 grains_, per_batch_, all_;
+  u32 eights_, per_batch_, all_;
   u32 left_, rows_, first_, last_;
 };
 
