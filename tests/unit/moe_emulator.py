@@ -18,6 +18,7 @@ from warpsmith.catalog.formats import FORMATS
 from warpsmith.ops import moe_args
 from warpsmith.ops import quantization_args as quantizing
 from warpsmith.reference import moe
+from warpsmith.reference.layouts import index_128x4
 
 TYPES = {"bf16": np.dtype(ml_dtypes.bfloat16), "fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
 RULES = {number: name for name, number in module.RULES.items()}
@@ -131,6 +132,46 @@ def _quantize(variant: str, grid: tuple[int, int, int], p: Any, *, silu: bool = 
                 memory(p.scales + i * scales.nbytes, scales.nbytes)[:] = scales.view(np.uint8).reshape(-1)
 
 
+def _moe_quantize(variant: str, grid: tuple[int, int, int], p: Any) -> None:
+    format, _, rest = variant.rpartition("_")
+    kind, k = TYPES[rest], quantizing.ELEMENTS * p.units
+    assert grid[0] >= 1
+    name = ACTIVATIONS.get(p.activation, "")
+    assert not (name and p.ids)
+    rows_of = {}  # tokens' places
+    if not name:
+        positions = memory(p.positions, p.most_rows * p.top_k, np.int32)
+        rows_of = {int(row): pair for pair, row in enumerate(positions) if row >= 0}
+        ids = memory(p.ids, positions.size, np.int32)
+    ends = memory(p.offsets, p.groups + 1, np.int32)
+    for g in range(p.groups):
+        scale = None
+        if p.global_scale:
+            per_group = p.flags & quantizing.SCALE_PER_GROUP
+            scale = memory(p.global_scale, p.groups if per_group else 1, np.float32)[g if per_group else 0]
+        start = (int(ends[g]) + 127 * g) // 128 * 128
+        rows = range(int(ends[g]), int(ends[g + 1]))
+        if not rows:
+            continue
+        if name:
+            width = k * (1 if name in module.UNGATED else 2)
+            h = np.stack([memory(p.x + row * p.x_row, width, kind) for row in rows]).astype(np.float64)
+            x = moe.activate(h, name, alpha=p.alpha, limit=p.limit).astype(np.float32)
+        else:
+            pairs = [rows_of[row] for row in rows]
+            assert all(ids[pair] - p.expert_offset == g for pair in pairs)
+            x = np.stack([memory(p.x + pair // p.top_k * p.x_row, k, kind) for pair in pairs])
+            if p.weights:
+                factors = [memory(p.weights + 4 * pair, 1, np.float32) for pair in pairs]
+                x = (x.astype(np.float32) * np.stack(factors)).astype(kind)
+        codes, scales = reference.quantize(x, format, global_scale=scale)
+        memory(p.codes + rows.start * codes.shape[1], codes.size)[:] = codes.reshape(-1)
+        padded = np.zeros((len(rows), p.pitch), np.uint8)
+        padded[:, : scales.shape[1]] = scales.view(np.uint8)
+        at = index_128x4(start + np.arange(len(rows))[:, None], np.arange(p.pitch), p.pitch)
+        memory(p.scales, int(at.max()) + 1)[at] = padded
+
+
 def _silu_and_mul_quantize(variant: str, grid: tuple[int, int, int], p: Any) -> None:
     _quantize(variant, grid, p, silu=True)
 
@@ -190,6 +231,7 @@ KERNELS = {
     "moe_count": _count,
     "moe_permute": _permute,
     "moe_activation": _activation,
+    "moe_quantize": _moe_quantize,
     "moe_combine": _combine,
     "moe_decode_up": _decode_up,
     "moe_decode_down": _decode_down,

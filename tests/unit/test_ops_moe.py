@@ -104,7 +104,7 @@ def bad_experts() -> dict[str, tuple[Any, type[WarpsmithError], str]]:
             lambda: ws.Experts(
                 quantized("mxfp8", E, 128, 64, scale_layout="128x4"), quantized("mxfp8", E, 64, 64)
             ),
-            FormatError, "expected linear",
+            FormatError, "prepare both weights or none|expected linear",
         ),
         "multiple": (lambda: ws.Experts(draw(E, 24, H), draw(E, H, 12)), FormatError, "I = 12 must be a multiple of 8"),
         "bias": (lambda: experts(bias13=draw(E, INNER)), FormatError, r"bias13 is float16 \[4, 64\]"),

@@ -12,6 +12,9 @@ from warpsmith.bench import ceilings
 from warpsmith.bench.moe_peers import PEERS, Given
 from warpsmith.bench.result import Result, Row, environment
 from warpsmith.bench.timing import gpu_time, host_time
+from warpsmith.catalog.fp4_gemm import PAIRS as BLOCK_SCALED
+from warpsmith.catalog.fused_moe import TILED_FORMATS
+from warpsmith.catalog.spec import pair
 from warpsmith.errors import DriverError, InvalidArgumentError
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192)
@@ -47,8 +50,11 @@ class Model:
     formats: tuple[str, ...] = ("bf16",)
 
 
-PAIRS = {"fp8_block": "fp8_block_128x128"}
-"""Formats of activations that are measured too, and of the weights beside them."""
+PREPARED = {pair(a, b): (a, b) for a, b in BLOCK_SCALED if a in TILED_FORMATS}
+"""Formats of activations and of prepared weights beside them, as 12.x reads both."""
+
+PAIRS = {"fp8_block": ("fp8_block", "fp8_block_128x128"), **PREPARED}
+"""What is measured with quantized activations: their format, and that of the weights."""
 
 _GROUPED = "sigmoid_bias_grouped"
 MODELS = (
@@ -133,15 +139,17 @@ def _measure(model: Model, format: str, tokens: Sequence[int], most: dict[str, f
     if model.activation == "swiglu_oai":
         for name, width in (("bias13", 2 * model.inner), ("bias2", model.hidden)):
             biases[name] = torch.randn(model.experts, width, device="cuda", dtype=torch.bfloat16)
-    weights, activations = PAIRS.get(format, format), format if format in PAIRS else None
+    activations, weights = PAIRS.get(format, (None, format))
     w13 = _weights(gates * model.inner, model.hidden, model, weights)
     w2 = _weights(model.hidden, model.inner, model, weights)
-    layer = ws.Experts(w13, w2, activation=model.activation, format=activations, **biases)
+    own = [ws.prepare_weight(w, str(activations)) if format in PREPARED else w for w in (w13, w2)]
+    layer = ws.Experts(*own, activation=model.activation, format=activations, **biases)
     options = dict(model.options)
     if model.rule == _GROUPED:
         options["bias"] = torch.randn(model.experts, device="cuda") / 10
     routing = ws.Routing(model.rule, model.top_k, **options)
     plain = tuple(w if format == "bf16" else ws.dequantize(w, "bfloat16") for w in (w13, w2))
+    del w13, w2
     rows = [_row(model, format, layer, routing, plain, t, most, notes) for t in tokens]
     if 1 in tokens:
         rows.append(_host_row(model, format, layer, routing))

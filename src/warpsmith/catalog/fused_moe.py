@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The module `fused_moe`: routing, sorting by expert and gathering, activation, weighted sum. Data only.
+"""The module `fused_moe`: routing, sorting by expert and gathering, activation, quantizing, weighted sum. Data only.
 
 Between them stand the grouped products of the module `gemm`, whatever kernel dispatch has for them. `FORMATS` are the
 pairs of formats that a layer may have.
@@ -8,7 +8,8 @@ pairs of formats that a layer may have.
 from __future__ import annotations
 
 from warpsmith.arch import Capability
-from warpsmith.catalog.gemm import PLAIN
+from warpsmith.catalog.formats import FORMATS as ELEMENTS
+from warpsmith.catalog.gemm import PLAIN, k_multiple
 from warpsmith.catalog.spec import Instructions, Kernel, Operation, Param, Problem, Variant, pair
 
 MODULE = "fused_moe"
@@ -35,6 +36,9 @@ RULES = {
 ACTIVATIONS = {"swiglu": 0, "swiglu_oai": 1, "geglu": 2, "geglu_tanh": 3, "relu2": 4}
 """Activations and their numbers in ``kernels/fused_moe/activation.cuh``."""
 
+GATHER = len(ACTIVATIONS)
+"""The number, for `moe_quantize`, of no activation: rows are tokens', gathered."""
+
 UNGATED = ("relu2",)
 """Activations without a gate: w13 has I rows, not 2·I."""
 
@@ -48,6 +52,9 @@ FORMATS = (
 )
 """(activations, weights) of a layer; both of its products are `gemm` problems of that format."""
 
+TILED_FORMATS = ("nvfp4", "mxfp4", "mxfp8")
+"""The formats of activations whose scales tensor cores read in the layout 128x4."""
+
 _TYPES = ("bf16", "fp16", "fp32")
 
 OPERATIONS = (
@@ -55,6 +62,12 @@ OPERATIONS = (
     Operation("moe_count", (), (("pairs", 65536),)),
     Operation("moe_permute", (), (("pairs", 512),)),
     Operation("moe_activation", (("type", PLAIN),), (("m", 512), ("k", 2048))),
+    Operation(
+        "moe_quantize",
+        (("format", TILED_FORMATS), ("type", PLAIN)),
+        (("m", 512), ("k", 2048)),
+        multiples=tuple((f, "k", k_multiple(f, f)) for f in TILED_FORMATS),
+    ),
     Operation("moe_combine", (("type", PLAIN),), (("m", 64), ("k", 4096))),
 )
 
@@ -77,6 +90,10 @@ _PERMUTE_PARAMS = _params(
     "u32: row_bytes scale_bytes scale_pitch pairs top_k expert_offset local_experts zero_words flags"
 )
 _ACTIVATION_PARAMS = _params("ptr: h act last_offset; u32: most_rows units activation; f32: alpha limit")
+_QUANTIZE_PARAMS = _params(
+    "ptr: x codes scales global_scale offsets ids positions weights; i64: x_row; "
+    "u32: units groups pitch most_rows top_k expert_offset activation; f32: alpha limit; u32: flags"
+)
 _COMBINE_PARAMS = _params("ptr: y weights positions out; i64: out_row; u32: rows top_k units")
 
 
@@ -109,6 +126,22 @@ def _sorting(operation: str, pairs: int, count: int, instruction: str) -> tuple[
     return (Variant("default", (("WS_COUNT", str(count)),), (), (witness,), instructions=_waiting(instruction)),)
 
 
+def _quantizing() -> tuple[Variant, ...]:
+    e2m1 = Instructions((r"F2FP\..*E2M1",), tuple(c for c in CAPABILITIES if c >= Capability(10, 0)), "f")
+    e4m3 = Instructions((r"F2FP\..*E4M3",), tuple(c for c in CAPABILITIES if c >= Capability(8, 9)))
+    return tuple(
+        Variant(
+            name=f"{format}_{type}",
+            macros=(("WS_FORMAT", f"WS_{format.upper()}"), ("WS_INPUT", f"WS_{type.upper()}")),
+            serves=(("format", (format,)), ("type", (type,))),
+            witnesses=(Problem.of("moe_quantize", {"format": format, "type": type}, {"m": 512, "k": 2048}),),
+            instructions=(*_waiting(), e2m1 if ELEMENTS[format].element_bits == 4 else e4m3),
+        )
+        for format in TILED_FORMATS
+        for type in PLAIN
+    )
+
+
 KERNELS = (
     _kernel("moe_route", "moe_route", _ROUTE_PARAMS, _by_type("moe_route", "WS_INPUT", "input", _TYPES, "C?REDUX")),
     _kernel("moe_count", "moe_permute", _PERMUTE_PARAMS, _sorting("moe_count", 65536, 1, r"ATOMS\.POPC\.INC")),
@@ -116,6 +149,7 @@ KERNELS = (
     _kernel(
         "moe_activation", "moe_activation", _ACTIVATION_PARAMS, _by_type("moe_activation", "WS_TYPE", "type", PLAIN)
     ),
+    _kernel("moe_quantize", "moe_quantize", _QUANTIZE_PARAMS, _quantizing()),
     _kernel("moe_combine", "moe_combine", _COMBINE_PARAMS, _by_type("moe_combine", "WS_TYPE", "type", PLAIN)),
 )
 

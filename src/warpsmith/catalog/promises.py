@@ -119,6 +119,7 @@ PROMISES = (
     *_rows("moe_count", (NO_FORMAT,), _EVERYWHERE, "moe_count"),
     *_rows("moe_permute", (NO_FORMAT,), _EVERYWHERE, "moe_permute"),
     *_rows("moe_activation", (NO_FORMAT,), _EVERYWHERE, "moe_activation"),
+    *_rows("moe_quantize", ("nvfp4", "mxfp4", "mxfp8"), _EVERYWHERE, "moe_quantize"),
     *_rows("moe_combine", (NO_FORMAT,), _EVERYWHERE, "moe_combine"),
     *_rows("moe_decode_up", (NO_FORMAT,), _SM90, "moe_decode_up"),
     *_rows("moe_decode_down", (NO_FORMAT,), _SM90, "moe_decode_down"),

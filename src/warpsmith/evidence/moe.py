@@ -16,9 +16,18 @@ from warpsmith.catalog import fused_moe as module
 from warpsmith.catalog.spec import CubinId, Problem
 from warpsmith.evidence.cases import DTYPES
 from warpsmith.evidence.device import POISON, Array, Bench
-from warpsmith.evidence.moe_cases import ActivationCase, CombineCase, DecodeCase, MoeCase, RouteCase, SortCase
+from warpsmith.evidence.moe_cases import (
+    ActivationCase,
+    CombineCase,
+    DecodeCase,
+    MoeCase,
+    QuantizeRowsCase,
+    RouteCase,
+    SortCase,
+)
 from warpsmith.evidence.moe_decode import run_decode
 from warpsmith.evidence.moe_memory import Memory, differs, norm_error, twice
+from warpsmith.evidence.moe_quantize import run_quantize_rows
 from warpsmith.ops import moe_args as arguments
 from warpsmith.reference import moe
 from warpsmith.runtime.launch import PreparedKernel
@@ -35,6 +44,8 @@ def run_moe(bench: Bench, case: MoeCase, rng: np.random.Generator) -> Iterator[t
         yield from _run_sort(bench, case, rng)
     elif isinstance(case, ActivationCase):
         yield from _run_activation(bench, case, rng)
+    elif isinstance(case, QuantizeRowsCase):
+        yield from run_quantize_rows(bench, case, rng)
     elif isinstance(case, DecodeCase):
         yield from run_decode(bench, case, rng)
     else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from warpsmith.catalog import fused_moe as module
 from warpsmith.catalog.gemm import PLAIN
-from warpsmith.evidence.cases import DTYPES
+from warpsmith.evidence.cases import DISTRIBUTIONS, DTYPES
 from warpsmith.reference import moe
 
 LOGITS = ("normal", "ties", "not_finite", "large")
@@ -103,7 +103,30 @@ class DecodeCase:
         object.__setattr__(self, "local", self.local or self.experts)
 
 
-MoeCase = RouteCase | SortCase | ActivationCase | CombineCase | DecodeCase
+@dataclass(frozen=True)
+class QuantizeRowsCase:
+    """Sorted rows to quantize: of as many tokens, gathered, or the activation of as many pairs' rows.
+
+    Values are of a `distribution` of `cases.DISTRIBUTIONS`; `weighted` rows are multiplied first. nvfp4 has the global
+    scales of `scale`: one, one an expert, or none.
+    """
+
+    format: str
+    dtype: str
+    tokens: int
+    top_k: int
+    experts: int
+    columns: int
+    activation: str = ""
+    distribution: str = "normal"
+    weighted: bool = False
+    scale: tuple[float, ...] = ()
+    ids: str = "uniform"
+
+    operation = "moe_quantize"
+
+
+MoeCase = RouteCase | SortCase | ActivationCase | QuantizeRowsCase | CombineCase | DecodeCase
 
 
 def route_cases() -> Iterator[RouteCase]:
@@ -155,6 +178,30 @@ def activation_cases() -> Iterator[ActivationCase]:
                 yield ActivationCase(dtype, activation, rows, inner, most)
 
 
+def quantize_rows_cases() -> Iterator[QuantizeRowsCase]:
+    """The cases of quantizing sorted rows: every number of blocks that a row can end in, and of rows in a group."""
+    for format in module.TILED_FORMATS:
+        nvfp4 = format == "nvfp4"
+        for dtype in PLAIN:
+            base = QuantizeRowsCase(format, dtype, 1, 1, 1, 32, scale=(3.5,) if nvfp4 else ())
+            for tokens, top_k, experts, columns in (
+                (1, 1, 1, 32), (1, 8, 256, 2880), (17, 4, 32, 2048), (129, 2, 8, 736), (1000, 8, 128, 96),
+                (40, 16, 512, 352), (700, 1, 5, 1056),
+            ):  # fmt: skip
+                sizes = replace(base, tokens=tokens, top_k=top_k, experts=experts, columns=columns)
+                yield sizes
+                yield replace(sizes, ids="zipf", weighted=True, scale=(0.5,) * experts if nvfp4 else ())
+            some = replace(base, tokens=37, top_k=3, experts=6, columns=480)
+            for distribution in DISTRIBUTIONS[1:]:
+                yield replace(some, distribution=distribution)
+            for value in (1e-30, 3e38, float("nan"), -2.0) if nvfp4 else ():
+                yield replace(some, scale=(1.0, 2.0, value, 0.25, 100.0, 3000.0))
+            for activation in module.ACTIVATIONS:
+                each = tuple(50.0 * (e + 1) for e in range(6)) if nvfp4 else ()
+                yield replace(some, activation=activation, scale=each)
+                yield replace(some, activation=activation, tokens=300, columns=768, ids="one")
+
+
 def combine_cases() -> Iterator[CombineCase]:
     """The cases of weighted sums."""
     for dtype in PLAIN:
@@ -179,5 +226,6 @@ def all_moe_cases() -> Iterator[MoeCase]:
     yield from route_cases()
     yield from sort_cases()
     yield from activation_cases()
+    yield from quantize_rows_cases()
     yield from combine_cases()
     yield from decode_cases()

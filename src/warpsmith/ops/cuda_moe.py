@@ -16,6 +16,7 @@ import torch
 from warpsmith.errors import InvalidArgumentError
 from warpsmith.ops import cuda_gemm
 from warpsmith.ops import cuda_moe_decode as decode
+from warpsmith.ops import cuda_moe_prepared as prepared
 from warpsmith.ops import moe_args as arguments
 from warpsmith.ops.cuda import _remember as remember
 from warpsmith.ops.cuda_moe_plan import (
@@ -32,7 +33,7 @@ from warpsmith.ops.moe_checks import check_choice, check_layer, check_logits, ch
 from warpsmith.ops.moe_types import Experts, Routing
 
 _current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # a CPU build of torch has none
-_plans: dict[tuple[Any, ...], Plan | decode.DecodePlan] = {}
+_plans: dict[tuple[Any, ...], Plan | decode.DecodePlan | prepared.PreparedPlan] = {}
 _steps: dict[tuple[Any, ...], Any] = {}
 
 
@@ -151,6 +152,7 @@ def fused(
             given = (ids, weights, expert_offset, num_tokens, out, workspace)
             return fused(fits[0], fits[1], experts, routing, *given)
         plan = decode.decode_plan(x, logits, experts, routing, expert_offset)
+        plan = plan or prepared.prepared_plan(x, logits, experts, routing, top_k, expert_offset)
         plan = plan or make_plan(x, logits, experts, routing, top_k, expert_offset)
         if workspace is not None:
             _check_workspace(workspace, x, plan.at.total)
@@ -171,6 +173,8 @@ def fused(
     stream = _current_stream(x.get_device())
     if isinstance(plan, decode.DecodePlan):
         decode.launch(plan, lies, sources, made.data_ptr(), base, stream)
+    elif isinstance(plan, prepared.PreparedPlan):
+        prepared.launch(plan, lies, (*sources, *chosen), made.data_ptr(), base, extra, stream)
     else:
         _launch(plan, lies, (*sources, *chosen), made.data_ptr(), base, extra, stream)
     return made

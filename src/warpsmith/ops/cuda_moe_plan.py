@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from warpsmith.catalog.formats import LINEAR
+from warpsmith.catalog.formats import LINEAR, TILED
 from warpsmith.catalog.fused_moe import ACTIVATIONS, RULES
+from warpsmith.catalog.gemm import PREPARED_LAYOUT
 from warpsmith.catalog.spec import Problem
 from warpsmith.errors import FormatError
 from warpsmith.ops import cuda, cuda_gemm
@@ -114,12 +115,13 @@ def weights_of(experts: Experts) -> Weights:
 def layer_of(tokens: int, top_k: int, experts: Experts) -> arguments.Layer:
     """The sizes of a call."""
     return arguments.Layer(
-        tokens, top_k, experts.hidden, experts.inner, experts.number, experts.gates, experts.format or ""
+        *(tokens, top_k, experts.hidden, experts.inner, experts.number, experts.gates),
+        *(experts.format or "", experts.tiled),
     )
 
 
-def route_step(logits: torch.Tensor, routing: Routing) -> Step:
-    """The launch that routes."""
+def route_step(logits: torch.Tensor, routing: Routing, **sorting: Any) -> Step:
+    """The launch that routes, and sorts too if it gets what `route_launch` takes for that."""
     tokens, experts = logits.shape
     name = OUT_NAMES[dtype_name(logits)]
     problem = Problem.of("moe_route", {"input": name}, {"m": tokens, "experts": experts})
@@ -132,6 +134,7 @@ def route_step(logits: torch.Tensor, routing: Routing) -> Step:
         n_group=routing.n_group,
         topk_group=routing.topk_group,
         scale=float(routing.scale),
+        **sorting,
     )
     return Step(runtime().prepare(problem, logits.get_device()), *launch)
 
@@ -169,7 +172,7 @@ def _groups(layer: arguments.Layer, scale: Any) -> quantizing.Groups:
     return quantizing.Groups(layer.experts, False, scale is not None and scale.numel() > 1)
 
 
-def _product(
+def grouped_product(
     layer: arguments.Layer,
     a: str,
     scale: Any,
@@ -184,11 +187,13 @@ def _product(
     """A grouped product of `layer.pairs` rows at most, and whether it is activated, which the kernel decides."""
     fmt = format_of(w, "w")
     several = scale is not None and scale.numel() > 1
-    scales = arguments.scale_layout(a) if layer.format else LINEAR
+    scales = TILED if layer.tiled else arguments.scale_layout(a) if layer.format else LINEAR
     left = products.Operand(a, products.row_bytes(a, k), 0, scales, 0, several)
     right, _ = cuda_gemm.operand_of(w, fmt, n, k, w)
     kind = "" if bias is None else OUT_NAMES[dtype_name(bias)]
-    size, layout = products.Size("grouped", layer.pairs, n, k, layer.experts), layout_of_operands(left, right)
+    size = products.Size("grouped", layer.pairs, n, k, layer.experts)
+    prepared = isinstance(w, QTensor) and bool(w.packing)
+    layout = PREPARED_LAYOUT if prepared else layout_of_operands(left, right)
     if activation is not None and not cuda_gemm.activates(size, (left, right), layout, device, activation):
         activation = None
     columns = n if activation is None else activation.columns(n)
@@ -228,10 +233,12 @@ def make_plan(
     late = bool(quantized) and (each or scales_input)  # x is quantized after it has been gathered, not before
     wanted = None if quantized else Activation(experts.activation, experts.alpha, experts.limit)
     rows = layer.gates * layer.inner
-    first, activated = _product(
+    first, activated = grouped_product(
         layer, quantized or name, experts.a1, w13, rows, layer.hidden, bias13, name, device, wanted
     )
-    second, _ = _product(layer, quantized or name, experts.a2, w2, layer.hidden, layer.inner, bias2, name, device)
+    second, _ = grouped_product(
+        layer, quantized or name, experts.a2, w2, layer.hidden, layer.inner, bias2, name, device
+    )
     words = max(first.launch.arrivals, second.launch.arrivals)
     early = quantized if quantized and not late else ""
     row = arguments.row_bytes(early, layer.hidden)

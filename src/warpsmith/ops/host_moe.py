@@ -112,7 +112,10 @@ class _Decoded:
             scales = host.to_numpy(w.global_scale).reshape(-1)
             scale = scales[expert if scales.size > 1 else 0]
         data, block_scales = host.to_numpy(w.data)[expert], host.to_numpy(w.scales)[expert]
-        return reference.decode_float64(data, block_scales, w.format, shape=w.shape[1:], global_scale=scale)
+        return reference.decode_float64(
+            data, block_scales, w.format, shape=w.shape[1:], scale_layout=w.scale_layout, global_scale=scale,
+            packing=w.packing,
+        )  # fmt: skip
 
 
 def _between(format: str | None, scale: Any, name: str) -> moe.Between:

@@ -312,5 +312,5 @@ def moe_workspace(tokens: int, experts: Experts, top_k: int) -> int:
     for what, value, least in (("tokens", tokens, 0), ("top_k", top_k, 1)):
         if not isinstance(value, int) or value < least:
             raise InvalidArgumentError(f"{what} is {value!r}; expected a whole number from {least} on")
-    layer = Layer(tokens, top_k, experts.hidden, experts.inner, experts.number, experts.gates, experts.format or "")
-    return buffers(layer).total
+    sizes = experts.hidden, experts.inner, experts.number, experts.gates
+    return buffers(Layer(tokens, top_k, *sizes, experts.format or "", experts.tiled)).total

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from warpsmith.catalog.formats import FORMATS, M_MAJOR
+from warpsmith.catalog.formats import FORMATS, M_MAJOR, TILED
+from warpsmith.catalog.fused_moe import ACTIVATIONS, GATHER
 from warpsmith.errors import InvalidArgumentError
+from warpsmith.ops.quantization_args import SCALE_PER_GROUP
 
 CHUNK = 512
 """Pairs that a block sorts; also the most that routing's only block sorts by itself."""
@@ -35,6 +37,8 @@ class Layer(NamedTuple):
         2, or 1 for an activation without a gate.
     format
         What activations are quantized to; empty if they are not.
+    tiled
+        Whether their scales are in the grouped layout 128x4, as prepared weights ask for.
     """
 
     tokens: int
@@ -44,6 +48,7 @@ class Layer(NamedTuple):
     experts: int
     gates: int = 2
     format: str = ""
+    tiled: bool = False
 
     @property
     def pairs(self) -> int:
@@ -60,7 +65,8 @@ class Buffers(NamedTuple):
     """Where each buffer of a layer's call starts in its workspace, in bytes, and how long that is.
 
     `y` lies where `a` was. `codes` and `x_scales` are the quantized x, in order of tokens, `a_scales` and `act_scales`
-    belong to quantized `a` and `act`; `plain` is an activation that is quantized in a launch of its own.
+    belong to quantized `a` and `act`; `plain` is an activation that is quantized in a launch of its own. With tiled
+    scales `codes`, `x_scales` and `plain` are empty.
     """
 
     ids: int
@@ -105,6 +111,14 @@ def scale_pitch(format: str, rows: int) -> int:
     return -(-rows // _PITCH) * _PITCH if format and scale_layout(format) == M_MAJOR else 0
 
 
+def sorted_scales(layer: Layer, columns: int) -> int:
+    """Bytes of the scales of all sorted rows of a layer."""
+    if not layer.tiled:
+        return (scale_pitch(layer.format, layer.pairs) or layer.pairs) * scale_bytes(layer.format, columns)
+    rows, pitch = FORMATS[layer.format].scale_shape(TILED, (), layer.pairs, columns, layer.experts)
+    return rows * pitch
+
+
 def buffers(layer: Layer) -> Buffers:
     """Lay the buffers of a call out; their sizes never fall as tokens grow.
 
@@ -119,7 +133,7 @@ def buffers(layer: Layer) -> Buffers:
             f"{layer.tokens} tokens of {layer.top_k} experts are too many for one call; expected fewer than 2^31 "
             "pairs, and fewer than 2^35 elements between the products"
         )
-    scale_rows = scale_pitch(f, pairs) or pairs
+    early = "" if layer.tiled else f  # x is quantized before it is gathered
     counted = layer.chunks if layer.chunks > COUNTED_CHUNKS else 0
     sizes: dict[str, int] = {
         "ids": 4 * pairs,
@@ -128,14 +142,14 @@ def buffers(layer: Layer) -> Buffers:
         "rows": 4 * pairs,
         "positions": 4 * pairs,
         "counts": 4 * counted * layer.experts,
-        "codes": layer.tokens * row_bytes(f, layer.hidden) if f else 0,
-        "x_scales": layer.tokens * scale_bytes(f, layer.hidden),
+        "codes": layer.tokens * row_bytes(early, layer.hidden) if early else 0,
+        "x_scales": layer.tokens * scale_bytes(early, layer.hidden),
         "a": pairs * 2 * layer.hidden,
-        "a_scales": scale_rows * scale_bytes(f, layer.hidden),
+        "a_scales": sorted_scales(layer, layer.hidden),
         "h": pairs * 2 * layer.gates * layer.inner,
         "act": pairs * row_bytes(f, layer.inner),
-        "act_scales": scale_rows * scale_bytes(f, layer.inner),
-        "plain": pairs * 2 * max(layer.inner, layer.hidden) if f else 0,
+        "act_scales": sorted_scales(layer, layer.inner),
+        "plain": pairs * 2 * max(layer.inner, layer.hidden) if early else 0,
     }
     starts: dict[str, int] = {}
     end = 0
@@ -208,6 +222,43 @@ def activation_launch(rows: int, inner: int, activation: int, alpha: float, limi
     units = inner // _UNIT
     blocks = min(-(-rows * units // _ACTIVATION_THREADS), _ACTIVATION_BLOCKS)
     return Launch((blocks, 1, 1), (rows, units, activation, alpha, limit))
+
+
+def quantize_launch(
+    layer: Layer,
+    columns: int,
+    *,
+    x_row: int,
+    activation: str = "",
+    alpha: float = 0.0,
+    limit: float = 0.0,
+    scale_per_expert: bool = False,
+    expert_offset: int = 0,
+) -> Launch:
+    """Plan ``ws_moe_quantize``: sorted rows are made of tokens' rows or, with an activation, of the first product's.
+
+    Pointers are ``x, codes, scales, global_scale, offsets, ids, positions, weights``. `x_row` is the bytes between rows
+    of what is read.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there are more parts of rows than 32-bit numbers reach.
+    """
+    units, pitch = columns // _UNIT, -(-columns // FORMATS[layer.format].block[1] // 4) * 4
+    rows = layer.pairs if activation else layer.tokens
+    items = rows * -(-units // 32)
+    if items >= _MOST_PAIRS:
+        raise InvalidArgumentError(
+            f"{rows} rows of {columns} columns are too many for one call; expected fewer than 2^39 elements"
+        )
+    blocks = min(-(-items // (_ACTIVATION_THREADS // 32)), _ACTIVATION_BLOCKS)
+    number = ACTIVATIONS[activation] if activation else GATHER
+    flags = SCALE_PER_GROUP if scale_per_expert else 0
+    tail = (
+        x_row, units, layer.experts, pitch, rows, layer.top_k, expert_offset, number, alpha, limit, flags,
+    )  # fmt: skip
+    return Launch((blocks, 1, 1), tail)
 
 
 def combine_launch(tokens: int, rows: int, top_k: int, hidden: int) -> Launch:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from warpsmith.catalog.formats import LINEAR, get_format
+from warpsmith.catalog.formats import LINEAR, TILED, get_format
 from warpsmith.catalog.fused_moe import ACTIVATIONS, FORMATS, MAX_GROUPS, MAX_TOP_K, RULES, UNGATED
 from warpsmith.catalog.gemm import N_MULTIPLE, k_multiple
 from warpsmith.errors import FormatError, InvalidArgumentError
@@ -92,7 +92,8 @@ class Experts:
     ----------
     w13
         [E, 2·I, H]: an expert's gate rows, then its up rows; ``relu2``, which has no gate, [E, I, H]. A bfloat16 or
-        float16 tensor, or a `QTensor` with linear scales (nvfp4: with one global scale, or one an expert).
+        float16 tensor, or a `QTensor` (nvfp4: with one global scale, or one an expert) with linear scales, or with
+        `format` as `prepare_weight` makes it for such activations.
     w2
         [E, H, I], of the same kind.
     activation
@@ -169,6 +170,11 @@ class Experts:
         return 1 if self.activation in UNGATED else 2
 
     @property
+    def tiled(self) -> bool:
+        """Whether the weights' scales, and so those of the activations beside them, are in the layout 128x4."""
+        return isinstance(self.w13, QTensor) and self.w13.scale_layout == TILED
+
+    @property
     def device(self) -> str:
         """Where the weights live."""
         return device_of(data_of(self.w13))
@@ -210,9 +216,33 @@ class Experts:
                 raise FormatError(
                     f"{what} = {size} must be a multiple of {max(step, N_MULTIPLE)} for {kinds[0]} weights"
                 )
+        self._check_layouts()
+
+    def _check_layouts(self) -> None:
+        """Both weights as they were quantized, or both as they are prepared for `format`."""
+        found = []
         for what, w in (("w13", self.w13), ("w2", self.w2)):
-            if isinstance(w, QTensor) and (w.scale_layout != LINEAR or w.offsets is not None):
-                raise FormatError(f"{what} has {w.scale_layout} scales; expected linear ones, without groups")
+            if not isinstance(w, QTensor):
+                continue
+            found.append((w.scale_layout, w.packing))
+            if w.offsets is not None:
+                raise FormatError(f"{what} is a grouped QTensor; expected weights without groups")
+            if w.scale_layout != LINEAR and self.format is None:
+                raise FormatError(
+                    f"{what} has {w.scale_layout} scales, and x stays as it is; expected linear scales, or a format "
+                    "of activations"
+                )
+            if w.packing and w.packing != self.format:
+                raise FormatError(
+                    f"{what} is prepared for {w.packing} activations, and the format is {self.format}; expected "
+                    "weights as they were quantized, or prepared for the format"
+                )
+        if len(set(found)) > 1:
+            (layout, packing), (second, other) = found
+            raise FormatError(
+                f"w13 has {layout} scales and packing {packing!r}, w2 {second} scales and packing {other!r}; prepare "
+                "both weights or none"
+            )
 
     def _check_extras(self) -> None:
         where = self.device

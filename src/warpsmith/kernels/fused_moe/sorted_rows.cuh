@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which expert a sorted row belongs to, and where the grouped layout 128x4 has its scales.
+#pragma once
+
+#include "common/types.cuh"
+
+namespace ws {
+
+constexpr u32 kGroupRows = 128;  // each group's scales start at a multiple of this
+
+// The last group that starts at or before a row; a whole warp searches, 32 candidates at a time.
+WS_DEVICE u32 group_of_row(const int* offsets, u32 groups, u32 row) {
+  u32 low = 0, count = groups;
+  while (count > 1) {
+    const u32 step = (count + 31) / 32, candidate = threadIdx.x % 32 * step;
+    const bool starts = candidate == 0 || (candidate < count && static_cast<u32>(offsets[low + candidate]) <= row);
+    const u32 last = 31 - __clz(__ballot_sync(kAllLanes, starts));
+    low += last * step;
+    count = min(step, count - last * step);
+  }
+  return low;
+}
+
+// The row of a sorted row in the grouped layout.
+WS_DEVICE u32 padded_row(const int* offsets, u32 group, u32 row) {
+  const u32 first = static_cast<u32>(offsets[group]);
+  return (first + (kGroupRows - 1) * group) / kGroupRows * kGroupRows + (row - first);
+}
+
+// Where the scale of a block lies that is the first of four, which follow each other.
+WS_DEVICE u64 tiled_offset(u32 padded, u32 block, u32 pitch) {
+  const u64 slab = static_cast<u64>(padded / kGroupRows) * pitch * kGroupRows;
+  return slab + static_cast<u64>(block) * kGroupRows + padded % 32 * 16 + padded % kGroupRows / 32 * 4;
+}
+
+}  // namespace ws
