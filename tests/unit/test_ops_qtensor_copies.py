@@ -20,11 +20,12 @@ PARTS = ("data", "scales", "global_scale", "offsets")
 
 def same(one: ws.QTensor, other: ws.QTensor) -> None:
     assert type(one) is type(other) is ws.QTensor
-    assert (one.format, one.shape, one.scale_layout, one.device) == (
+    assert (one.format, one.shape, one.scale_layout, one.device, one.packing) == (
         other.format,
         other.shape,
         other.scale_layout,
         other.device,
+        other.packing,
     )
     for name in PARTS:
         left, right = getattr(one, name), getattr(other, name)
@@ -48,6 +49,14 @@ def test_copies_have_the_same_bits_elsewhere(framework: str, format: str, layout
         np.testing.assert_array_equal(take(ws.dequantize(q)), take(ws.dequantize(made)))
         take(made.data)[...] = 0
         np.testing.assert_array_equal(take(q.data), before)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_prepared_weights_stay_prepared(framework: str) -> None:
+    q = ws.prepare_weight(ws.quantize(give(random(32, 64), framework), "mxfp4"), "mxfp8")
+    for made in (copy.copy(q), *copies(q)):
+        same(q, made)
+        np.testing.assert_array_equal(take(ws.dequantize(q)), take(ws.dequantize(made)))
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

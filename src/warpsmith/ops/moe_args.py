@@ -22,6 +22,7 @@ _ACTIVATION_THREADS, _ACTIVATION_BLOCKS = 256, 4096
 _COMBINE_THREADS = 128
 _ALIGNED = 256
 _MOST_PAIRS = 1 << 31
+_MOST_SCALES = 1 << 34
 _GATHER_BLOCKS = 264
 _PITCH = 4
 
@@ -248,9 +249,9 @@ def quantize_launch(
     units, pitch = columns // _UNIT, -(-columns // FORMATS[layer.format].block[1] // 4) * 4
     rows = layer.pairs if activation else layer.tokens
     items = rows * -(-units // 32)
-    if items >= _MOST_PAIRS:
+    if items >= _MOST_PAIRS or sorted_scales(layer, columns) >= _MOST_SCALES:
         raise InvalidArgumentError(
-            f"{rows} rows of {columns} columns are too many for one call; expected fewer than 2^39 elements"
+            f"{rows} rows of {columns} columns are too many for one call; expected fewer than 2^38 elements"
         )
     blocks = min(-(-items // (_ACTIVATION_THREADS // 32)), _ACTIVATION_BLOCKS)
     number = ACTIVATIONS[activation] if activation else GATHER

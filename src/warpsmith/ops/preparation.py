@@ -37,8 +37,9 @@ def prepare_weight(w: Any, activations: str, *, interleaved: bool = False) -> An
     -------
     QTensor, torch.Tensor or numpy.ndarray
         Beside quantized activations, with 128x4 scales where the format has them. mxfp4 beside mxfp8 has its elements
-        packed for the 8-bit tensor cores too: its `packing` is ``mxfp8``, `dequantize` and `gemm` with mxfp8
-        activations understand it, and everything else refuses it. What is right already is returned as it is.
+        packed for the 8-bit tensor cores too: its `packing` is ``mxfp8``, `dequantize`, `gemm` with mxfp8 activations
+        and `Experts` of such a format understand it, and everything else refuses it. What is right already is returned
+        as it is.
 
     Raises
     ------

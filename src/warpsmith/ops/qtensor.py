@@ -109,7 +109,8 @@ class QTensor:
 
     @property
     def _parts(self) -> tuple[Any, ...]:
-        return self.data, self.scales, self.format, self.shape, self.scale_layout, self.global_scale, self.offsets
+        named = self.format, self.shape, self.scale_layout
+        return self.data, self.scales, *named, self.global_scale, self.offsets, self.packing
 
     def __copy__(self) -> QTensor:
         return trusted(*self._parts)
@@ -154,10 +155,12 @@ def _restored(
     layout: str,
     global_scale: Any,
     offsets: Any,
+    packing: str = "",
 ) -> QTensor:
     """An unpickled `QTensor`."""
     parts = _typed(*data), _typed(*scales)
-    return QTensor(*parts, format, shape, scale_layout=layout, global_scale=global_scale, offsets=offsets)
+    others = {"global_scale": global_scale, "offsets": offsets, "packing": packing}
+    return QTensor(*parts, format, shape, scale_layout=layout, **others)
 
 
 def remember_lies(q: QTensor, lies: Any) -> Any:

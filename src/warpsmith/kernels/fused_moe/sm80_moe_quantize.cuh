@@ -143,20 +143,35 @@ struct Quantized {
     }
     scales = join_quad(scale.stored);
   }
+};
 
-  WS_DEVICE void store(const Parameters& p, const Segment& at, u32 row, u32 padded) const {
-    u8* const target = p.codes + (static_cast<u64>(row) * p.units + at.unit) * sizeof(codes);
-    if (at.active) {
+// Where a lane writes in any row.
+struct Targets {
+  u8* codes;
+  u32* scales;
+  u32 row_bytes;
+  bool writes_codes, writes_scales;
+
+  WS_DEVICE Targets(const Parameters& p, const Segment& at) {
+    constexpr u32 unit_bytes = sizeof(Quantized::codes);
+    const u32 block = at.unit / Traits::lanes;
+    codes = opaque_global(p.codes + at.unit * unit_bytes);
+    scales = opaque_global(reinterpret_cast<u32*>(p.scales) + block * (kGroupRows / 4));
+    row_bytes = p.units * unit_bytes;
+    writes_codes = at.active;
+    writes_scales = at.unit % (4 * Traits::lanes) == 0 && block < p.pitch;
+  }
+
+  WS_DEVICE void store(const Quantized& made, u32 row, u32 word) const {
+    u8* const target = codes + static_cast<u64>(row) * row_bytes;
+    if (writes_codes) {
       if constexpr (Traits::code_words == 1) {
-        *reinterpret_cast<u32*>(target) = codes[0];
+        *reinterpret_cast<u32*>(target) = made.codes[0];
       } else {
-        *reinterpret_cast<u64*>(target) = codes[0] | (static_cast<u64>(codes[1]) << 32);
+        *reinterpret_cast<u64*>(target) = made.codes[0] | (static_cast<u64>(made.codes[1]) << 32);
       }
     }
-    const u32 block = at.unit / Traits::lanes;
-    if (at.unit % (4 * Traits::lanes) == 0 && block < p.pitch) {
-      *reinterpret_cast<u32*>(p.scales + tiled_offset(padded, block, p.pitch)) = scales;
-    }
+    if (writes_scales) scales[word] = made.scales;
   }
 };
 
@@ -166,7 +181,7 @@ WS_DEVICE void quantize_activated(const Parameters& p, u32 row, const Segment& a
   const u32 group = group_of_row(p.offsets, p.groups, row);
   Quantized made;
   made.make(p, values, group, at.active);
-  made.store(p, at, row, padded_row(p.offsets, group, row));
+  Targets(p, at).store(made, row, scale_word(p.offsets, group, row, p.pitch));
 }
 
 // A token's values are the same in all its places, unless its weights or the experts' global scales make them others.
@@ -175,17 +190,18 @@ WS_DEVICE void quantize_token(const Parameters& p, u32 token, const Segment& at)
   source.fill(0u);
   if (at.active) source.load_vectors(p.x + token * p.x_row + at.unit * sizeof(Source));
   const u32 lane = threadIdx.x % 32;
-  u32 row = ~0u, group = 0, padded = 0;
+  u32 row = ~0u, group = 0, word = 0;
   float weight = 1.0f;
   if (lane < p.top_k) {
     const u64 pair = static_cast<u64>(token) * p.top_k + lane;
     row = static_cast<u32>(p.positions[pair]);
     if (row != ~0u) {
       group = static_cast<u32>(p.ids[pair]) - p.expert_offset;
-      padded = padded_row(p.offsets, group, row);
+      word = scale_word(p.offsets, group, row, p.pitch);
       if (p.weights) weight = p.weights[pair];
     }
   }
+  const Targets to(p, at);
   Quantized made;
   bool stale = true;
 #pragma unroll 1
@@ -198,7 +214,7 @@ WS_DEVICE void quantize_token(const Parameters& p, u32 token, const Segment& at)
       made.make(p, values, __shfl_sync(kAllLanes, group, j), at.active);
       stale = p.weights || (p.flags & kScalePerGroup);
     }
-    made.store(p, at, __shfl_sync(kAllLanes, row, j), __shfl_sync(kAllLanes, padded, j));
+    to.store(made, __shfl_sync(kAllLanes, row, j), __shfl_sync(kAllLanes, word, j));
   }
 }
 

@@ -21,16 +21,12 @@ WS_DEVICE u32 group_of_row(const int* offsets, u32 groups, u32 row) {
   return low;
 }
 
-// The row of a sorted row in the grouped layout.
-WS_DEVICE u32 padded_row(const int* offsets, u32 group, u32 row) {
+// Where the scales of a row of a group start, in words of four blocks' scales. Those of the next four are 128 words on.
+WS_DEVICE u32 scale_word(const int* offsets, u32 group, u32 row, u32 pitch) {
   const u32 first = static_cast<u32>(offsets[group]);
-  return (first + (kGroupRows - 1) * group) / kGroupRows * kGroupRows + (row - first);
-}
-
-// Where the scale of a block lies that is the first of four, which follow each other.
-WS_DEVICE u64 tiled_offset(u32 padded, u32 block, u32 pitch) {
-  const u64 slab = static_cast<u64>(padded / kGroupRows) * pitch * kGroupRows;
-  return slab + static_cast<u64>(block) * kGroupRows + padded % 32 * 16 + padded % kGroupRows / 32 * 4;
+  const u32 slab = (first + (kGroupRows - 1) * group) / kGroupRows + (row - first) / kGroupRows;
+  const u32 in_slab = (row - first) % kGroupRows;
+  return slab * pitch * (kGroupRows / 4) + in_slab % 32 * 4 + in_slab / 32;
 }
 
 }  // namespace ws
