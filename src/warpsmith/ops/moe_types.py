@@ -213,6 +213,8 @@ class Experts:
         for what, w in (("w13", self.w13), ("w2", self.w2)):
             if isinstance(w, QTensor) and (w.scale_layout != LINEAR or w.offsets is not None):
                 raise FormatError(f"{what} has {w.scale_layout} scales; expected linear ones, without groups")
+            if isinstance(w, QTensor) and w.packing:
+                raise FormatError(f"{what} is packed for {w.packing}; expected weights as they were quantized")
 
     def _check_extras(self) -> None:
         where = self.device
