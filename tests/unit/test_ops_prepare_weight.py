@@ -105,10 +105,10 @@ def test_a_marker_that_cannot_be_is_refused() -> None:
     tiled = ws.quantize(X, "mxfp4", scale_layout="128x4")
     for q, packing, says in (
         (w, "mxfp8", "weights packed for mxfp8 have 128x4 scales and no groups; these have linear"),
-        (tiled, "fp8", "mxfp4 has no packing 'fp8'; expected '' or 'mxfp8'"),
+        (tiled, "fp8", "mxfp4 has no packing 'fp8'; expected '' or 'mxfp8' or 'bf16'"),
     ):
         with pytest.raises(FormatError, match=says):
             ws.QTensor(q.data, q.scales, "mxfp4", q.shape, scale_layout=q.scale_layout, packing=packing)
-    assert FORMATS["nvfp4"].packings == ()
+    assert FORMATS["nvfp4"].packings == ("bf16",)
     with pytest.raises(FormatError, match="out has packing 'mxfp8'; expected ''"):
         ws.quantize(X, "mxfp4", scale_layout="128x4", out=ws.prepare_weight(w, "mxfp8"))

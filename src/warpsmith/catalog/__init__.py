@@ -3,7 +3,16 @@
 
 from __future__ import annotations
 
-from warpsmith.catalog import fp4_gemm, fp4_quantization, fused_moe, gemm, gemm_sm90, gemm_stream, moe_decode
+from warpsmith.catalog import (
+    fp4_gemm,
+    fp4_quantization,
+    fused_moe,
+    gemm,
+    gemm_packed,
+    gemm_sm90,
+    gemm_stream,
+    moe_decode,
+)
 from warpsmith.catalog.promises import PROMISES
 from warpsmith.catalog.spec import Catalog
 
@@ -11,10 +20,13 @@ CATALOG = Catalog(
     operations=(*fp4_quantization.OPERATIONS, *gemm.OPERATIONS, *fused_moe.OPERATIONS, *moe_decode.OPERATIONS),
     kernels=(
         *(*fp4_quantization.KERNELS, *fp4_gemm.KERNELS, gemm_sm90.KERNEL, *gemm_stream.KERNELS),
-        *(*gemm.KERNELS, *fused_moe.KERNELS, *moe_decode.KERNELS),
+        *(*gemm_packed.KERNELS, *gemm.KERNELS, *fused_moe.KERNELS, *moe_decode.KERNELS),
     ),
     promises=PROMISES,
-    tuning=(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *gemm_sm90.TUNING, *gemm.TUNING, *moe_decode.TUNING),
+    tuning=(
+        *(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *gemm_sm90.TUNING, *gemm_packed.TUNING),
+        *(*gemm.TUNING, *moe_decode.TUNING),
+    ),
     estimates=fp4_gemm.ESTIMATES,
     splits=gemm_sm90.SPLITS,
 )

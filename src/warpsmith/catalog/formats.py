@@ -11,6 +11,10 @@ from typing import NamedTuple
 from warpsmith.errors import FormatError
 
 LINEAR, TILED, M_MAJOR = "linear", "128x4", "m_major"
+STREAMED = "bf16"
+"""The packing of 4-bit weights for few rows of bf16 activations; see `warpsmith.ops.prepared_order`."""
+STREAMED_MULTIPLES = (32, 64)
+"""What N and K of such weights must be divisible by."""
 
 
 class Format(NamedTuple):
@@ -69,8 +73,8 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
-        Format("nvfp4", 4, (1, 16), "ue4m3", (LINEAR, TILED), has_global_scale=True),
-        Format("mxfp4", 4, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor"), packings=("mxfp8",)),
+        Format("nvfp4", 4, (1, 16), "ue4m3", (LINEAR, TILED), has_global_scale=True, packings=("bf16",)),
+        Format("mxfp4", 4, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor"), packings=("mxfp8", "bf16")),
         Format("mxfp8", 8, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor")),
         Format("fp8_block", 8, (1, 128), "fp32", (LINEAR, M_MAJOR)),
         Format("fp8_block_128x128", 8, (128, 128), "fp32", (LINEAR,)),

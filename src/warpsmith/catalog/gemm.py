@@ -7,7 +7,8 @@ decides who can read them:
 - ``tiled``: each has the last of its format's scale layouts, the one that tensor cores read (128x4; m_major of fp8
   blocks; fp8 weights have one alone);
 - ``linear``: the scales of one of them at least are linear though they could be tiled;
-- ``prepared``: tiled, and the elements of B in the order that `warpsmith.prepare_weight` gives them.
+- ``prepared``: the elements of B in an order that `warpsmith.prepare_weight` gives them, and all scales tiled, or
+  beside bf16 in an order of their own.
 
 Its path is ``default``, what `warpsmith.gemm` asks for, or ``emulated``: where the instruction of another architecture
 is made in software, take that kernel. Its `m` is the rows of one matrix; of a grouped problem it is the rows that a
@@ -60,7 +61,10 @@ PAIRS = (*_PLAIN_PAIRS, *_WEIGHT_ONLY, *_BOTH)
 """The pairs (A, B) that are computed; `promises` has the reasons for all others."""
 
 PREPARED = (pair("mxfp8", "mxfp4"),)
-"""The formats whose B can be prepared."""
+"""The formats whose B can be prepared for tensor cores that take both sides quantized."""
+
+FEW_ROWS = tuple(pair("bf16", b) for b in ("nvfp4", "mxfp4"))
+"""The formats whose B can be prepared for few rows of A."""
 
 BLOCK_SCALED = tuple(pair(a, b) for a, b in _BOTH if pair(a, b) not in PREPARED)
 """The formats with both sides quantized that need no preparation."""
@@ -69,7 +73,7 @@ BLOCK_SCALED = tuple(pair(a, b) for a, b in _BOTH if pair(a, b) not in PREPARED)
 def _excluded() -> Iterator[tuple[tuple[str, str], ...]]:
     """What is no problem: layouts that a pair has not, and emulation where nothing is emulated."""
     for format in (pair(a, b) for a, b in PAIRS):
-        if format not in PREPARED:
+        if format not in (*PREPARED, *FEW_ROWS):
             yield ("format", format), ("layout", PREPARED_LAYOUT)
         if format not in BLOCK_SCALED:
             yield ("format", format), ("path", EMULATED_PATH)

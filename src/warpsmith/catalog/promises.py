@@ -58,12 +58,14 @@ _STREAMED = (
     *("bf16_x_nvfp4", "bf16_x_mxfp4", "bf16_x_mxfp8", "bf16_x_fp8_block_128x128"),
     *("fp16_x_nvfp4", "fp16_x_fp8_block_128x128"),
 )
+_PACKED = ("bf16_x_nvfp4", "bf16_x_mxfp4")
 _GEMM_FORMATS = (*_PLAIN, "nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128")
 
 
 _NOT_PREPARED = (
     "weights prepared for mxfp8 are read on 9.0, 12.0 and 12.1 alone: pass the weights as they were quantized"
 )
+_NOT_PACKED = "weights prepared for few rows are read on 9.0 alone: pass the weights as they were quantized"
 
 
 _NO_DECODE = (
@@ -114,6 +116,8 @@ PROMISES = (
     *_rows("gemm", ("mxfp8_x_mxfp4",), _SM12X, "sm12x_blockscaled_gemm", _PREPARED),
     *_rows("gemm", ("mxfp8_x_mxfp4",), _SM90, "sm12x_blockscaled_gemm_emulated", _PREPARED),
     *_rows("gemm", ("mxfp8_x_mxfp4",), _except(_EVERYWHERE, (*_SM90, *_SM12X)), None, _PREPARED, _NOT_PREPARED),
+    *_rows("gemm", _PACKED, _SM90, "sm90_packed_pair_gemm", _PREPARED, others=("sm90_packed_gemm",)),
+    *_rows("gemm", _PACKED, _except(_EVERYWHERE, _SM90), None, _PREPARED, _NOT_PACKED),
     *_unsupported_gemms(),
     *_rows("moe_route", (NO_FORMAT,), _EVERYWHERE, "moe_route"),
     *_rows("moe_count", (NO_FORMAT,), _EVERYWHERE, "moe_count"),

@@ -20,6 +20,7 @@ from warpsmith.catalog.fp4_gemm import PAIRS as BLOCK_SCALED_PAIRS
 from warpsmith.catalog.gemm import (
     DEFAULT_PATH,
     EMULATED_PATH,
+    FEW_ROWS,
     LINEAR_LAYOUT,
     PAIRS,
     PLAIN,
@@ -29,11 +30,13 @@ from warpsmith.catalog.gemm import (
     k_multiple,
 )
 from warpsmith.catalog.gemm_stream import PAIRS as STREAMED_PAIRS
-from warpsmith.catalog.spec import pair
+from warpsmith.catalog.spec import operands, pair
 from warpsmith.evidence.cases import DTYPES
 from warpsmith.evidence.device import Array
 from warpsmith.ops import gemm_args as arguments
 from warpsmith.ops.gemm_activation import Activation, activation_of
+from warpsmith.ops.prepared_order import few_rows_weight
+from warpsmith.ops.qtensor import QTensor
 from warpsmith.reference import layouts
 from warpsmith.reference.moe import activate
 
@@ -74,7 +77,7 @@ class GemmCase:
     path
         As a problem names it.
     prepared
-        Whether B's elements are packed by `reference.pack_codes`.
+        Whether B's elements are packed by `reference.pack_codes`, or beside bf16 for few rows.
     activation
         Of the product, for the kernels that have it in their epilogue; with a gate, n is twice D's columns.
     """
@@ -118,6 +121,11 @@ class GemmCase:
         sides = ((self.a, self.tiled_a), (self.b, self.tiled_b))
         linear = any(f not in PLAIN and not tiled and len(FORMATS[f].layouts) > 1 for f, tiled in sides)
         return LINEAR_LAYOUT if linear else TILED_LAYOUT
+
+    @property
+    def few_rows(self) -> bool:
+        """Whether B is in the order for few rows."""
+        return self.prepared and self.format in FEW_ROWS
 
     @property
     def epilogue(self) -> Activation | None:
@@ -206,6 +214,27 @@ def stream_cases(a: str, b: str) -> Iterator[GemmCase]:
         yield replace(base, m=4, n=200, k=19 * step, kind=kind, tiled_b=kind == "not_finite")
 
 
+def packed_cases(a: str, b: str) -> Iterator[GemmCase]:
+    """The cases of one pair for kernels that read B in the order for few rows: N a multiple of 32, K of 64."""
+    base = GemmCase(a, b, 1, 32, 128, prepared=True)
+    yield base
+    yield replace(base, m=4, n=4256, k=1088, out="bf16")
+    yield replace(base, m=8, n=2880, k=2880, out="fp16", bias="fp32", padding=32)
+    yield replace(base, m=16, n=544, k=3136, out="bf16", bias="bf16")
+    yield replace(base, m=37, n=96, k=7168, bias="fp16")
+    yield replace(base, m=11, n=32, k=16448)
+    yield replace(base, m=3, n=160, k=704, batches=5, scale_each=True, padding=16)
+    rows = (4, 0, 20, 1, 1, 0, 0, 7, 3, 0, 0, 9, 0, 0, 0, 2)
+    grouped = replace(base, mode="grouped", batches=16, m=sum(rows) + 3, rows=rows, n=608, k=576, scale_each=True)
+    yield grouped
+    yield replace(grouped, k=9600, n=96, out="bf16", bias="bf16", wide=True)
+    many = tuple(int(i % 3 > 0) for i in range(300))
+    yield replace(grouped, batches=300, m=sum(many), rows=many, n=32, k=128)
+    yield replace(grouped, mode="masked", batches=4, m=37, rows=(37, 0, 3, 1), n=1024)
+    for kind in KINDS:
+        yield replace(base, m=4, n=224, k=1216, kind=kind)
+
+
 def emulated_cases(a: str, b: str) -> Iterator[GemmCase]:
     """The cases of one pair for kernels that read tiled scales, or prepared weights, and may be emulated."""
     for case in gemm_cases(a, b):
@@ -219,6 +248,8 @@ def all_gemm_cases() -> Iterator[GemmCase]:
         yield from gemm_cases(a, b)
     for a, b in STREAMED_PAIRS:
         yield from stream_cases(a, b)
+    for format in FEW_ROWS:
+        yield from packed_cases(*operands(format))
     for a, b in BLOCK_SCALED_PAIRS:
         yield from emulated_cases(a, b)
 
@@ -231,6 +262,7 @@ class Side:
     scales: Array | None
     layout: str
     values: Array
+    factor: Array | None = None  # of values in memory: what they are divided by
 
 
 def _codes(spec: Any, kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
@@ -306,7 +338,8 @@ def make_side(
     codes = _codes(spec, kind, shape, rng)
     if spec.element_bits == 4:
         codes = codes[..., 0::2] | codes[..., 1::2] << 4
-    codes = reference.pack_codes(codes, "mxfp8") if case.prepared and format == case.b else codes
+    packing = "mxfp8" if case.prepared and not case.few_rows and format == case.b else ""
+    codes = reference.pack_codes(codes, packing) if packing else codes
     linear = _scales(spec, kind, (batches, -(-rows // spec.block[0]), case.k // spec.block[1]), rng)
     layout = spec.layouts[-1] if tiled else LINEAR
     flat = linear if offsets is None else linear[0]
@@ -315,8 +348,12 @@ def make_side(
     values = reference.decode_float64(
         codes if offsets is None else codes[0], scales, format,
         shape=shape if offsets is None else shape[1:], scale_layout=layout, offsets=offsets,
-        packing="mxfp8" if case.prepared and format == case.b else "",
+        packing=packing,
     )  # fmt: skip
+    if case.few_rows:
+        made = few_rows_weight(QTensor(codes, linear, format, shape), codes, linear)
+        factor = np.ones(1, np.float32) if made.global_scale is None else made.global_scale
+        return Side(made.data, made.scales, LINEAR, values.reshape(shape), factor)
     poisoned = scales.copy()
     poisoned[~used] = _SCALE_PADDING if scales.dtype == np.uint8 else np.nan
     return Side(_with_padding(codes, case.padding), poisoned, layout, values.reshape(shape))
@@ -357,6 +394,7 @@ class Product:
         size = size if np.isfinite(size) and size > 0 else 1.0
         self.a_scale = (2.0 ** np.round(np.log2(size)) * rng.uniform(0.5, 2, count)).astype(np.float32)
         self.b_scale = rng.uniform(0.5, 2, count).astype(np.float32)
+        self.b_factor = self.b_scale if self.b.factor is None else self.b_scale * self.b.factor
 
     def _index(self) -> Array | None:
         case = self.case

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from warpsmith.catalog.gemm import sm80_tile
+from warpsmith.catalog.gemm_packed import TILES as PACKED_TILES
 from warpsmith.catalog.gemm_stream import TILES
 from warpsmith.catalog.spec import CubinId, Kernel, Problem
 from warpsmith.evidence.cases import DTYPES
@@ -15,6 +16,7 @@ from warpsmith.evidence.device import POISON, Array, Bench, Guarded
 from warpsmith.evidence.gemm import GemmCase, Product, compare
 from warpsmith.ops import gemm_args as arguments
 from warpsmith.ops.gemm_map_args import MapLaunch, map_launch, max_splits, tile_of
+from warpsmith.ops.gemm_packed_args import packed_launch
 from warpsmith.ops.gemm_stream_args import stream_launch
 from warpsmith.runtime.device import device_facts
 from warpsmith.runtime.launch import Argument, PreparedKernel
@@ -27,7 +29,7 @@ def run_gemm(bench: Bench, case: GemmCase, rng: np.random.Generator) -> Iterator
     want, measure = product.expected()
     sources = (
         product.a.memory, product.b.memory, product.a.scales, product.b.scales, product.bias, product.a_scale,
-        product.b_scale, product.index,
+        product.b_factor, product.index,
     )  # fmt: skip
     buffers = [None if x is None else Guarded(bench, x.nbytes, np.ascontiguousarray(x).tobytes()) for x in sources]
     problem = Problem.of(
@@ -73,6 +75,10 @@ def plan(case: GemmCase, product: Product, kernel: Kernel, variant: str, sm_coun
     stream = TILES.get(kernel.name)
     if stream is not None:
         return stream_launch(stream, case.size, sides[0], sides[1], output, sm_count=sm_count, wide=case.wide)
+    packed = PACKED_TILES.get(kernel.name)
+    if packed is not None:
+        packed_tile = packed[kernel.variant(variant).tile]
+        return packed_launch(packed_tile, case.size, sides[0], sides[1], output, sm_count=sm_count, wide=case.wide)
     tile = sm80_tile(variant)
     splits = min(case.splits, -(-case.k // tile.k))
     return arguments.sm80_launch(tile, case.size, sides[0], sides[1], output, splits=splits, wide=case.wide)

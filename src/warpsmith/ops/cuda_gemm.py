@@ -25,6 +25,7 @@ from warpsmith.arch import default_target
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.formats import LINEAR
 from warpsmith.catalog.gemm import DEFAULT_PATH, sm80_tile
+from warpsmith.catalog.gemm_packed import TILES as PACKED_TILES
 from warpsmith.catalog.gemm_stream import TILES
 from warpsmith.catalog.resolve import DeviceFacts
 from warpsmith.catalog.spec import Problem, pair
@@ -49,6 +50,7 @@ from warpsmith.ops.gemm_checks import (
     overlap,
 )
 from warpsmith.ops.gemm_map_args import MapLaunch, choose_map_splits, map_launch, tile_of
+from warpsmith.ops.gemm_packed_args import packed_launch
 from warpsmith.ops.gemm_stream_args import stream_launch
 from warpsmith.ops.qtensor import QTensor, remember_lies, trusted
 from warpsmith.ops.state import runtime
@@ -356,6 +358,11 @@ def plan_launch(
     stream = TILES.get(row.name)
     if stream is not None:
         return Planned(kernel, stream_launch(stream, size, a, b, d, sm_count=facts.sm_count, wide=wide), None)
+    packed = PACKED_TILES.get(row.name)
+    if packed is not None:
+        tile_name = row.variant(kernel.cubin.variant).tile
+        launch = packed_launch(packed[tile_name], size, a, b, d, sm_count=facts.sm_count, wide=wide)
+        return Planned(kernel, launch, None)
     tile = sm80_tile(kernel.cubin.variant)
     held = arguments.resident(tile, kernel.shared_memory, default_target(facts.capability).shared_memory)
     splits = arguments.choose_splits(tile, size, facts.sm_count, held)

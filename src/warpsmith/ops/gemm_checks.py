@@ -82,7 +82,7 @@ def _check_operands(a: Any, b: Any) -> tuple[str, str]:
 
 
 def _check_packing(a: Any, b: Any) -> None:
-    """Prepared weights go with the activations that they were prepared for, and these have tiled scales."""
+    """Prepared weights go with the activations that they were prepared for; quantized ones have tiled scales."""
     if isinstance(a, QTensor) and a.packing:
         raise FormatError("a is prepared as weights are; expected activations as they were quantized")
     if not isinstance(b, QTensor) or not b.packing:
@@ -92,7 +92,7 @@ def _check_packing(a: Any, b: Any) -> None:
         raise FormatError(
             f"b is prepared for {b.packing} activations, and a is {name}: pass the weights as they were quantized"
         )
-    if a.scale_layout != FORMATS[name].layouts[-1]:
+    if isinstance(a, QTensor) and a.scale_layout != FORMATS[name].layouts[-1]:
         raise FormatError(
             f"a has {a.scale_layout} scales; beside prepared weights they have to be {FORMATS[name].layouts[-1]}: "
             f"quantize it with scale_layout={FORMATS[name].layouts[-1]!r}"

@@ -11,6 +11,7 @@ from warpsmith import reference
 from warpsmith.ops import host
 from warpsmith.ops.gemm_activation import Activation
 from warpsmith.ops.gemm_checks import OUT_NAMES, Shape, check_out, data_of, out_name, overlap
+from warpsmith.ops.prepared_order import restored
 from warpsmith.ops.qtensor import QTensor, is_torch
 from warpsmith.reference.arithmetic import cast
 from warpsmith.reference.moe import activate
@@ -25,6 +26,7 @@ def result_name(a: Any, out_dtype: Any, out: Any) -> str:
 
 def dense(a: Any, b: Any, shape: Shape, bias: Any, name: str, out: Any, activation: Activation | None = None) -> Any:
     """Multiply batches; arguments are checked."""
+    b = restored(b) if isinstance(b, QTensor) else b
     alpha = _alpha(a, shape.out[:-2]) * _alpha(b, shape.out[:-2])
     return _run(reference.gemm, a, b, shape, bias, name, out, alpha, (), activation)
 
@@ -33,6 +35,7 @@ def grouped(
     a: Any, b: Any, shape: Shape, index: Any, bias: Any, name: str, out: Any, activation: Activation | None = None
 ) -> Any:
     """Multiply groups of rows, or masked batches; arguments are checked but for the values of `index`."""
+    b = restored(b) if isinstance(b, QTensor) else b
     groups = shape.size.batches
     alpha = np.broadcast_to(_alpha(a, (groups,)) * _alpha(b, (groups,)), (groups,))
     function = reference.masked_gemm if shape.size.mode == "masked" else reference.grouped_gemm

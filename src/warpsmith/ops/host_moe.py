@@ -11,6 +11,7 @@ from warpsmith import reference
 from warpsmith.ops import host
 from warpsmith.ops.gemm_checks import PLAIN_NAMES
 from warpsmith.ops.moe_types import Experts, Routing
+from warpsmith.ops.prepared_order import restored
 from warpsmith.ops.qtensor import QTensor, dtype_name
 from warpsmith.reference import moe
 from warpsmith.reference.arithmetic import cast
@@ -98,7 +99,7 @@ class _Decoded:
     """Experts' weights in float64, one expert at a time."""
 
     def __init__(self, w: Any) -> None:
-        self._w = w
+        self._w = restored(w) if isinstance(w, QTensor) else w
 
     def __len__(self) -> int:
         return int(self._w.shape[0])

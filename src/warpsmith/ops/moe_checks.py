@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from warpsmith.catalog.formats import STREAMED
 from warpsmith.catalog.fused_moe import MAX_EXPERTS, MAX_TOP_K
 from warpsmith.catalog.gemm import PLAIN
 from warpsmith.errors import FormatError, InvalidArgumentError
@@ -103,6 +104,8 @@ def check_layer(x: Any, tokens: int, source: Any, experts: Any, total: int | Non
     weights = format_of(experts.w13, "w13")
     if weights in PLAIN and weights != PLAIN_NAMES[dtype_name(x)]:
         raise FormatError(f"x is {dtype_name(x)} and the experts are {weights}; convert one of them")
+    if getattr(experts.w13, "packing", "") == STREAMED and PLAIN_NAMES[dtype_name(x)] != STREAMED:
+        raise FormatError(f"x is {dtype_name(x)} and the experts are prepared for few rows of bfloat16; convert x")
     _same_device("x", x, "what was routed", source)
     if device_of(x) != experts.device:
         raise FormatError(f"the experts are on {experts.device} and x on {device_of(x)}; expected the same device")

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from warpsmith.catalog.formats import LINEAR, TILED, get_format
+from warpsmith.catalog.formats import LINEAR, STREAMED, TILED, get_format
 from warpsmith.catalog.fused_moe import ACTIVATIONS, FORMATS, MAX_GROUPS, MAX_TOP_K, RULES, UNGATED
 from warpsmith.catalog.gemm import N_MULTIPLE, k_multiple
 from warpsmith.errors import FormatError, InvalidArgumentError
@@ -219,7 +219,7 @@ class Experts:
         self._check_layouts()
 
     def _check_layouts(self) -> None:
-        """Both weights as they were quantized, or both as they are prepared for `format`."""
+        """Both weights as they were quantized, or both as they are prepared for `format`, or for few rows of x."""
         found = []
         for what, w in (("w13", self.w13), ("w2", self.w2)):
             if not isinstance(w, QTensor):
@@ -232,7 +232,7 @@ class Experts:
                     f"{what} has {w.scale_layout} scales, and x stays as it is; expected linear scales, or a format "
                     "of activations"
                 )
-            if w.packing and w.packing != self.format:
+            if w.packing and w.packing != (self.format or STREAMED):
                 raise FormatError(
                     f"{what} is prepared for {w.packing} activations, and the format is {self.format}; expected "
                     "weights as they were quantized, or prepared for the format"

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from warpsmith.catalog import CATALOG
-from warpsmith.catalog.formats import FORMATS, TILED, Format
+from warpsmith.catalog.formats import FORMATS, STREAMED, STREAMED_MULTIPLES, TILED, Format
 from warpsmith.catalog.gemm import PAIRS, PLAIN
 from warpsmith.catalog.spec import pair
 from warpsmith.errors import FormatError
 from warpsmith.ops.gemm_checks import format_of
+from warpsmith.ops.prepared_order import as_bytes, few_rows_weight, like_typed
 from warpsmith.ops.qtensor import QTensor, is_torch
 
 _KNOWN = (*PLAIN, *FORMATS)
 
 
-def prepare_weight(w: Any, activations: str, *, interleaved: bool = False) -> Any:
+def prepare_weight(w: Any, activations: str, *, interleaved: bool = False, few_rows: bool = False) -> Any:
     """Lay weights out as the fastest kernel that multiplies them reads them.
 
     Parameters
@@ -32,25 +33,32 @@ def prepare_weight(w: Any, activations: str, *, interleaved: bool = False) -> An
         ``fp8_block``.
     interleaved
         Whether gate and up rows alternate, as in gpt-oss: the gate rows come first then, and the up rows behind them.
+    few_rows
+        For nvfp4 and mxfp4 beside bf16: whether they will be multiplied with few rows of activations at a time, as at
+        decode. Compute capability 9.0 reads them fastest in an order of their own, of which N must be a multiple of
+        32 and K of 64.
 
     Returns
     -------
     QTensor, torch.Tensor or numpy.ndarray
         Beside quantized activations, with 128x4 scales where the format has them. mxfp4 beside mxfp8 has its elements
         packed for the 8-bit tensor cores too: its `packing` is ``mxfp8``, `dequantize`, `gemm` with mxfp8 activations
-        and `Experts` of such a format understand it, and everything else refuses it. What is right already is returned
+        and `Experts` of such a format understand it, and everything else refuses it. With `few_rows`, `packing` is
+        ``bf16``, and `dequantize`, `gemm` and `grouped_gemm` with bf16 activations, and `Experts` without a format,
+        understand it. What is right already is returned
         as it is.
 
     Raises
     ------
     FormatError
-        If no kernel multiplies such operands, the weights are packed already for other activations, or rows of their
-        blocks cannot be told apart.
+        If no kernel multiplies such operands, the weights are packed already for other activations, rows of their
+        blocks cannot be told apart, or `few_rows` is for other formats or sizes.
 
     Notes
     -----
-    Packed weights are read on the host and on compute capability 9.0 (with the tensor core's instruction made in
-    software), 12.0 and 12.1; elsewhere pass the weights as they were quantized.
+    Weights packed for mxfp8 are read on the host and on compute capability 9.0 (with the tensor core's instruction made
+    in software), 12.0 and 12.1; those packed for bf16 on the host and on 9.0. Elsewhere pass the weights as they were
+    quantized. Products of many rows go through weights packed for bf16 once for each 8 or 16 rows: keep the others too.
 
     Examples
     --------
@@ -64,14 +72,16 @@ def prepare_weight(w: Any, activations: str, *, interleaved: bool = False) -> An
     """
     name = format_of(w, "w")
     _check(w, name, activations, interleaved)
+    if few_rows or (isinstance(w, QTensor) and w.packing == STREAMED):
+        return _for_few_rows(w, name, activations, interleaved)
     if not isinstance(w, QTensor):
         return _gate_then_up(w) if interleaved else w
     spec = FORMATS[w.format]
-    packing = activations if activations in spec.packings else ""
+    packing = activations if activations in spec.packings and activations != STREAMED else ""
     layout = TILED if activations not in PLAIN and TILED in spec.layouts else w.scale_layout
     if (w.packing, w.scale_layout, interleaved) == (packing, layout, False):
         return w
-    data, scales = _bytes(w.data), _bytes(w.scales)
+    data, scales = as_bytes(w.data), as_bytes(w.scales)
     if interleaved or layout != w.scale_layout:
         scales = _untiled(scales, w.shape, spec) if w.scale_layout == TILED else scales
         scales = _gate_then_up(scales) if interleaved else scales
@@ -79,9 +89,32 @@ def prepare_weight(w: Any, activations: str, *, interleaved: bool = False) -> An
     data = _gate_then_up(data) if interleaved else data
     data = packed(data) if packing != w.packing else data
     return QTensor(
-        _typed(data, w.data), _typed(scales, w.scales), w.format, w.shape, scale_layout=layout,
+        like_typed(data, w.data), like_typed(scales, w.scales), w.format, w.shape, scale_layout=layout,
         global_scale=w.global_scale, packing=packing,
     )  # fmt: skip
+
+
+def _for_few_rows(w: Any, name: str, activations: str, interleaved: bool) -> QTensor:
+    """4-bit weights in the order of `prepared_order`."""
+    rows, columns = STREAMED_MULTIPLES
+    if not isinstance(w, QTensor) or activations != STREAMED or STREAMED not in FORMATS[name].packings:
+        raise FormatError(
+            f"few_rows is for nvfp4 and mxfp4 weights beside bf16 activations; w is {name}, beside {activations}: "
+            "leave it out"
+        )
+    if w.packing:
+        if interleaved:
+            raise FormatError(f"w is packed for {w.packing}: its rows have to be reordered before that")
+        return w
+    if w.shape[-2] % rows or w.shape[-1] % columns:
+        raise FormatError(
+            f"w has shape {list(w.shape)}; few_rows needs N to be a multiple of {rows} and K of {columns}: leave it out"
+        )
+    data, scales = as_bytes(w.data), as_bytes(w.scales)
+    scales = _untiled(scales, w.shape, FORMATS[name]) if w.scale_layout == TILED else scales
+    if interleaved:
+        data, scales = _gate_then_up(data), _gate_then_up(scales)
+    return few_rows_weight(w, data, scales)
 
 
 def _check(w: Any, name: str, activations: str, interleaved: bool) -> None:
@@ -152,15 +185,3 @@ def _untiled(scales: Any, shape: tuple[int, ...], spec: Format) -> Any:
     tiles = scales.reshape(*batch, height // 128, width // 4, 32, 4, 4)
     padded = _move(tiles, (-4, -3, -2), (-2, -3, -4)).reshape(*batch, height, width)
     return padded[..., : shape[-2], : shape[-1] // spec.block[1]]
-
-
-def _bytes(x: Any) -> Any:
-    """One-byte elements as uint8; others as they are."""
-    if is_torch(x):
-        return x.view(sys.modules["torch"].uint8) if x.element_size() == 1 else x
-    return x.view(np.uint8) if x.dtype.itemsize == 1 else x
-
-
-def _typed(x: Any, like: Any) -> Any:
-    made = x.contiguous() if is_torch(x) else np.ascontiguousarray(x)
-    return made.view(like.dtype)

@@ -8,7 +8,7 @@ import math
 import sys
 from typing import Any
 
-from warpsmith.catalog.formats import Format, get_format
+from warpsmith.catalog.formats import STREAMED, STREAMED_MULTIPLES, Format, get_format
 from warpsmith.errors import FormatError
 
 _DATA_DTYPES = {4: ("uint8", "float4_e2m1fn_x2"), 8: ("float8_e4m3fn", "uint8")}
@@ -55,8 +55,8 @@ class QTensor:
     scale_layout
         ``linear``, ``128x4`` or ``m_major``.
     global_scale
-        nvfp4 only: fp32, one element (or one a group, or one a batch entry, as experts have them); a value is
-        q · scale / global_scale. None stands for 1.
+        nvfp4, and mxfp4 packed for ``bf16``: fp32, one element (or one a group, or one a batch entry, as experts have
+        them); a value is q · scale / global_scale. None stands for 1.
     offsets
         For grouped tensors: [G + 1] row offsets of the groups, int32 or int64.
     packing
@@ -94,9 +94,9 @@ class QTensor:
         packing: str = "",
     ) -> None:
         spec = get_format(format)
-        _validate(spec, data, scales, tuple(shape), scale_layout, global_scale, offsets)
         if packing:
-            _validate_packing(spec, packing, scale_layout, offsets)
+            _validate_packing(spec, packing, tuple(shape), scale_layout, global_scale, offsets)
+        _validate(spec, data, scales, tuple(shape), scale_layout, global_scale, offsets, packing)
         self._set(data, scales, format, tuple(shape), scale_layout, global_scale, offsets, packing)
 
     def _set(self, *parts: Any) -> None:
@@ -194,7 +194,14 @@ def trusted(
 
 
 def _validate(
-    spec: Format, data: Any, scales: Any, shape: tuple[int, ...], layout: str, global_scale: Any, offsets: Any
+    spec: Format,
+    data: Any,
+    scales: Any,
+    shape: tuple[int, ...],
+    layout: str,
+    global_scale: Any,
+    offsets: Any,
+    packing: str,
 ) -> None:
     if len(shape) < 2:
         raise FormatError(f"QTensor: shape {list(shape)} has {len(shape)} dimensions; expected [*batch, M, K]")
@@ -216,7 +223,7 @@ def _validate(
     _expect("data", data, _DATA_DTYPES[spec.element_bits], (*batch, m, spec.data_columns(k)))
     _expect("scales", scales, _SCALE_DTYPES[spec.scale], spec.scale_shape(layout, tuple(batch), m, k, groups))
     if global_scale is not None:
-        if not spec.has_global_scale:
+        if not (spec.has_global_scale or packing == STREAMED):
             raise FormatError(f"QTensor: {spec.name} has no global scale, but one was given")
         _expect("global_scale", global_scale, ("float32",), None)
         count, several = _count(global_scale), groups or math.prod(batch)
@@ -229,13 +236,24 @@ def _validate(
         raise FormatError(f"QTensor: its parts live on {', '.join(sorted(where))}; expected one device")
 
 
-def _validate_packing(spec: Format, packing: str, layout: str, offsets: Any) -> None:
+def _validate_packing(
+    spec: Format, packing: str, shape: tuple[int, ...], layout: str, global_scale: Any, offsets: Any
+) -> None:
     if packing not in spec.packings:
         known = " or ".join(map(repr, ("", *spec.packings)))
         raise FormatError(f"QTensor: {spec.name} has no packing {packing!r}; expected {known}")
-    if layout != spec.layouts[-1] or offsets is not None:
+    rows, columns = STREAMED_MULTIPLES
+    if packing == STREAMED and (len(shape) < 2 or shape[-2] % rows or shape[-1] % columns):
         raise FormatError(
-            f"QTensor: weights packed for {packing} have {spec.layouts[-1]} scales and no groups; these have {layout}"
+            f"QTensor: weights packed for {packing} are [*batch, N, K] with N a multiple of {rows} and K of {columns}; "
+            f"shape is {list(shape)}"
+        )
+    if packing == STREAMED and global_scale is None and not spec.has_global_scale:
+        raise FormatError(f"QTensor: {spec.name} weights packed for {packing} have a global scale; none was given")
+    wanted = spec.layouts[0 if packing == STREAMED else -1]
+    if layout != wanted or offsets is not None:
+        raise FormatError(
+            f"QTensor: weights packed for {packing} have {wanted} scales and no groups; these have {layout}"
             f" scales{' and offsets' * (offsets is not None)}: make them with prepare_weight"
         )
 
