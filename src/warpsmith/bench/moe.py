@@ -36,7 +36,7 @@ class Model:
     activation
         Of its `Experts`; with biases for ``swiglu_oai``.
     formats
-        The formats of weights that are measured, or of `PAIRS`.
+        The formats of weights that are measured, or of `PAIRS` or `FEW_ROWS`.
     """
 
     name: str
@@ -56,6 +56,10 @@ PREPARED = {pair(a, b): (a, b) for a, b in BLOCK_SCALED if a in TILED_FORMATS}
 PAIRS = {"fp8_block": ("fp8_block", "fp8_block_128x128"), **PREPARED}
 """What is measured with quantized activations: their format, and that of the weights."""
 
+FEW_ROWS = {f"{name}_few_rows": name for name in ("nvfp4", "mxfp4")}
+"""What is measured with weights in the order for few rows: their format. At decode alone."""
+_MOST_FEW = 64
+
 _GROUPED = "sigmoid_bias_grouped"
 MODELS = (
     Model("Qwen3-30B-A3B", 2048, 768, 128, 8),
@@ -65,8 +69,11 @@ MODELS = (
         "DeepSeek-V3", 7168, 2048, 256, 8, _GROUPED, (("n_group", 8), ("topk_group", 4), ("scale", 2.5)),
         formats=("fp8_block", "fp8_block_128x128"),
     ),
-    Model("gpt-oss-120b", 2880, 2880, 128, 4, "topk_softmax", activation="swiglu_oai", formats=("mxfp4",)),
-    Model("gpt-oss-20b", 2880, 2880, 32, 4, "topk_softmax", activation="swiglu_oai", formats=("mxfp4", "bf16")),
+    Model("gpt-oss-120b", 2880, 2880, 128, 4, "topk_softmax", activation="swiglu_oai", formats=("mxfp4", "mxfp4_few_rows")),
+    Model(
+        "gpt-oss-20b", 2880, 2880, 32, 4, "topk_softmax", activation="swiglu_oai",
+        formats=("mxfp4", "mxfp4_few_rows", "bf16"),
+    ),
     Model("Kimi-K2", 7168, 2048, 384, 8, _GROUPED, (("scale", 2.827),), formats=("fp8_block", "fp8_block_128x128")),
 )  # fmt: skip
 """The layers of models in use, in their own format, and in bf16 where torch's grouped products can be a peer."""
@@ -139,10 +146,13 @@ def _measure(model: Model, format: str, tokens: Sequence[int], most: dict[str, f
     if model.activation == "swiglu_oai":
         for name, width in (("bias13", 2 * model.inner), ("bias2", model.hidden)):
             biases[name] = torch.randn(model.experts, width, device="cuda", dtype=torch.bfloat16)
-    activations, weights = PAIRS.get(format, (None, format))
+    few = format in FEW_ROWS
+    activations, weights = PAIRS.get(format, (None, FEW_ROWS.get(format, format)))
     w13 = _weights(gates * model.inner, model.hidden, model, weights)
     w2 = _weights(model.hidden, model.inner, model, weights)
-    own = [ws.prepare_weight(w, str(activations)) if format in PREPARED else w for w in (w13, w2)]
+    own = [w13, w2]
+    if few or format in PREPARED:
+        own = [ws.prepare_weight(w, activations or "bf16", few_rows=few) for w in own]
     layer = ws.Experts(*own, activation=model.activation, format=activations, **biases)
     options = dict(model.options)
     if model.rule == _GROUPED:
@@ -150,7 +160,7 @@ def _measure(model: Model, format: str, tokens: Sequence[int], most: dict[str, f
     routing = ws.Routing(model.rule, model.top_k, **options)
     plain = tuple(w if format == "bf16" else ws.dequantize(w, "bfloat16") for w in (w13, w2))
     del w13, w2
-    rows = [_row(model, format, layer, routing, plain, t, most, notes) for t in tokens]
+    rows = [_row(model, format, layer, routing, plain, t, most, notes) for t in tokens if not few or t <= _MOST_FEW]
     if 1 in tokens:
         rows.append(_host_row(model, format, layer, routing))
     return rows
