@@ -69,7 +69,10 @@ MODELS = (
         "DeepSeek-V3", 7168, 2048, 256, 8, _GROUPED, (("n_group", 8), ("topk_group", 4), ("scale", 2.5)),
         formats=("fp8_block", "fp8_block_128x128"),
     ),
-    Model("gpt-oss-120b", 2880, 2880, 128, 4, "topk_softmax", activation="swiglu_oai", formats=("mxfp4", "mxfp4_few_rows")),
+    Model(
+        "gpt-oss-120b", 2880, 2880, 128, 4, "topk_softmax", activation="swiglu_oai",
+        formats=("mxfp4", "mxfp4_few_rows"),
+    ),
     Model(
         "gpt-oss-20b", 2880, 2880, 32, 4, "topk_softmax", activation="swiglu_oai",
         formats=("mxfp4", "mxfp4_few_rows", "bf16"),

@@ -106,7 +106,7 @@ def _layers(operation: str, shapes: str, formats: str, models: str) -> Result:
     for word in tokens:
         if not word.isdigit() or int(word) < 1:
             raise InvalidArgumentError(f"cannot read {word!r} as a number of tokens; write 1, 64, 2048")
-    chosen = [name if name in ("bf16", *moe.PAIRS) else get_format(name).name for name in words(formats)]
+    chosen = [name if name in ("bf16", *moe.PAIRS, *moe.FEW_ROWS) else get_format(name).name for name in words(formats)]
     if operation == "blocks":
         if chosen:
             raise InvalidArgumentError("the blocks of transformers are compared in bf16; leave --formats out")
