@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from warpsmith.bench import plot
 from warpsmith.bench.moe import FEW_ROWS, MODELS, PAIRS, Model, run
 from warpsmith.bench.moe_peers import _routed
+from warpsmith.bench.moe_products import products
 from warpsmith.bench.result import Result, Row
 from warpsmith.catalog.fused_moe import FORMATS
 from warpsmith.cli.app import app
@@ -68,3 +69,24 @@ def test_routing_of_the_peer_is_ours(model: Model) -> None:
     dense.scatter_(1, ids, weights)
     our_dense.scatter_(1, our_ids.long(), ours)
     torch.testing.assert_close(dense, our_dense)
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "swiglu_oai"])
+def test_the_products_alone_are_those_of_the_layer(activation: str) -> None:
+    torch = pytest.importorskip("torch")
+    import warpsmith as ws
+
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).bfloat16() / 4
+
+    layer = ws.Experts(draw(4, 64, 16), draw(4, 16, 32), activation=activation, bias13=draw(4, 64), bias2=draw(4, 16))
+    x, routing = draw(9, 16), ws.Routing("topk_softmax", 2)
+    ids, weights = ws.route(draw(9, 4), routing)
+    alone = products(x, ids, layer)
+    assert alone is not None
+    out = ws.moe_combine(alone(), weights, ws.moe_permute(ids, 4).positions)
+    torch.testing.assert_close(out, ws.fused_moe(x, None, layer, None, ids=ids, weights=weights), rtol=2e-2, atol=2e-2)
+    quantized = [ws.quantize(w, "mxfp8") for w in (draw(4, 64, 32), draw(4, 32, 32))]
+    assert products(draw(9, 32), ids, ws.Experts(*quantized, format="mxfp8")) is None

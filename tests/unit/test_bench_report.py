@@ -44,10 +44,11 @@ def test_layers_and_blocks_are_told() -> None:
     layers = (
         Row("a bf16", {"tokens": 1}, 10.0, 5.0, 7, {"torch grouped": 25.0}),
         Row("a bf16", {"tokens": 8}, 200.0, 150.0),
+        Row("a bf16", {"tokens": 2048}, 400.0, 200.0, 7, {"torch grouped": 600.0}, {"products alone": 300.0}),
         Row("host: a bf16", {"tokens": 1}, 42.0),
     )
     text = render(Result("moe", *WHERE, layers), "bench/moe.json")
-    assert "| a bf16 | 10.0 (0.50) 2.50× torch | 200 (0.75) |" in text
+    assert "| a bf16 | 10.0 (0.50) 2.50× torch | 200 (0.75) | 400 (0.50) products 0.75 1.50× torch |" in text
     assert "42 to 42 µs" in text
     block = Row(
         "a bf16", {"tokens": 1}, 20.0, peers={"transformers": 50.0},

@@ -10,6 +10,7 @@ from typing import Any
 
 from warpsmith.bench import ceilings
 from warpsmith.bench.moe_peers import PEERS, Given
+from warpsmith.bench.moe_products import PREFILL, PRODUCTS, products
 from warpsmith.bench.result import Result, Row, environment
 from warpsmith.bench.timing import gpu_time, host_time
 from warpsmith.catalog.fp4_gemm import PAIRS as BLOCK_SCALED
@@ -205,7 +206,12 @@ def _row(
     ]  # fmt: skip
     times = _peer_times(f"{model.name} {format}, {tokens} tokens", given, ours(0), notes)
     name = f"{model.name} {format}"
-    return Row(name, {"tokens": tokens}, time, max(floors.values()), int(hit * per_expert), times, floors)
+    details = floors
+    if tokens >= PREFILL:
+        made = [products(x, ids, layer) for x, (ids, _) in zip(xs, chosen, strict=True)]
+        alone = [run for run in made if run is not None]
+        details = {**floors, PRODUCTS: gpu_time(alone)} if alone else floors
+    return Row(name, {"tokens": tokens}, time, max(floors.values()), int(hit * per_expert), times, details)
 
 
 def _peer_times(what: str, given: Sequence[Given], mine: Any, notes: list[str]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from warpsmith.bench.chart import short
+from warpsmith.bench.moe_products import PRODUCTS
 from warpsmith.bench.plot import draw
 from warpsmith.bench.result import Result, Row, read
 from warpsmith.errors import InvalidArgumentError
@@ -135,11 +136,12 @@ def _moe(result: Result) -> list[str]:
 
 
 def _layer(row: Row | None) -> str:
-    """Time, the floor's share of it, and of each peer how many times longer it takes."""
+    """Time, the floor's share of it, that of the two products alone, and how many times longer each peer takes."""
     if row is None:
         return ""
     peers = (f"{time / row.microseconds:.2f}× {short(peer)}" for peer, time in row.peers.items())
-    return " ".join([_time(row.microseconds), f"({row.floor / row.microseconds:.2f})", *peers])
+    alone = [f"products {row.details[PRODUCTS] / row.microseconds:.2f}"] if PRODUCTS in row.details else []
+    return " ".join([_time(row.microseconds), f"({row.floor / row.microseconds:.2f})", *alone, *peers])
 
 
 def _blocks(result: Result) -> list[str]:
