@@ -40,7 +40,7 @@ class MapTile(NamedTuple):
     """What one block computes, and K of a pipeline stage; `cluster` blocks along M share the copies of B.
 
     `blocks` of them share a multiprocessor; `parts` of a cluster divide the K of a tile. `gates` says whether the
-    kernel has the parameters of an activation.
+    kernel has the parameters of an activation, `fits` whether its boxes have no more rows than a matrix.
     """
 
     m: int
@@ -50,6 +50,7 @@ class MapTile(NamedTuple):
     blocks: int = 1
     parts: int = 1
     gates: bool = False
+    fits: bool = False
 
 
 class MapLaunch(NamedTuple):
@@ -88,7 +89,7 @@ def tile_of(kernel: Kernel, variant: str) -> MapTile:
     m, n, k = (int(macros[f"WS_TILE_{axis}"]) for axis in "MNK")
     gates = any(p.name == "gate_slope" for p in kernel.params)
     cluster, blocks, parts = (int(macros.get(f"WS_{name}", "1")) for name in ("CLUSTER", "BLOCKS", "PARTS"))
-    return MapTile(m, n, k, cluster, blocks, parts, gates)
+    return MapTile(m, n, k, cluster, blocks, parts, gates, gates)
 
 
 def map_tiles(tile: MapTile, size: Size) -> int:
@@ -209,6 +210,9 @@ def map_launch(
         halves = activation.gates == 2
     if tile.gates:
         gate = (0.0,) * 4 if activation is None else activation.gate
+    box_a, box_b = tile.m, tile.n // tile.cluster
+    if tile.fits:
+        box_a, box_b = min(box_a, size.m), min(box_b, size.n) if tile.cluster == 1 else box_b
     return MapLaunch(
         (blocks, 1, 1),
         (
@@ -217,6 +221,6 @@ def map_launch(
         ),
         split * splits * tile.m * tile.n * 4,
         split,
-        _spec(a, size.m, 1 if grouped else size.batches, size.k, tile.k, tile.m),
-        _spec(b, size.n, size.batches, size.k, tile.k, tile.n // tile.cluster, halves),
+        _spec(a, size.m, 1 if grouped else size.batches, size.k, tile.k, box_a),
+        _spec(b, size.n, size.batches, size.k, tile.k, box_b, halves),
     )  # fmt: skip
