@@ -207,3 +207,14 @@ def test_blocks_that_share_a_multiprocessor_are_counted() -> None:
     for variant, m, splits in (("s8", 8, 1), ("s32", 32, 2), ("t128x64", 128, 2)):
         cubin = CubinId("sm90_gemm", f"bf16_x_bf16_{variant}", parse("sm_90a"))
         assert choose_map_splits(CATALOG, cubin, {}, Size("dense", m, 4096, 7168), 132) == (splits, 0)
+
+
+def test_boxes_of_sm90_have_no_more_rows_than_the_matrix() -> None:
+    kernel = CATALOG.kernel("sm90_gemm")
+    wide = tile_of(kernel, "bf16_x_bf16_t128x256")
+    cases = ((wide, 777, 11008, (128, 256)), (wide, 100, 136, (100, 136)), (wide, 136, 40, (128, 40)))
+    for tile, m, n, boxes in cases:
+        a, b = Operand("bf16", 512, m * 512), Operand("bf16", 512, n * 512)
+        launch = map_launch(tile, Size("dense", m, n, 256), a, b, Output("bf16", 2 * n), sm_count=132)
+        assert (launch.a.box_rows, launch.b.box_rows) == boxes
+    assert planned(Size("dense", 100, 4096, 4096)).a.box_rows == TILE.m

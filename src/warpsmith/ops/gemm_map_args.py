@@ -42,7 +42,8 @@ class MapTile(NamedTuple):
     """What one block computes, and K of a pipeline stage; `cluster` blocks along M share the copies of B.
 
     `blocks` of them share a multiprocessor; `parts` of a cluster divide the K of a tile. `gates` says whether the
-    kernel has the parameters of an activation, `stores` whether it takes a tensor map of D for its stores.
+    kernel has the parameters of an activation, `stores` whether it takes a tensor map of D for its stores, `fits` whether
+    its boxes have no more rows than a matrix.
     """
 
     m: int
@@ -53,6 +54,7 @@ class MapTile(NamedTuple):
     parts: int = 1
     gates: bool = False
     stores: bool = False
+    fits: bool = False
 
 
 class MapLaunch(NamedTuple):
@@ -94,7 +96,7 @@ def tile_of(kernel: Kernel, variant: str) -> MapTile:
     m, n, k = (int(macros[f"WS_TILE_{axis}"]) for axis in "MNK")
     gates = any(p.name == "gate_slope" for p in kernel.params)
     cluster, blocks, parts = (int(macros.get(f"WS_{name}", "1")) for name in ("CLUSTER", "BLOCKS", "PARTS"))
-    return MapTile(m, n, k, cluster, blocks, parts, gates, gates and macros.get("WS_SWAP") == "0")
+    return MapTile(m, n, k, cluster, blocks, parts, gates, gates and macros.get("WS_SWAP") == "0", gates)
 
 
 def map_tiles(tile: MapTile, size: Size) -> int:
@@ -228,6 +230,9 @@ def map_launch(
     if tile.gates:
         gate = (0.0,) * 4 if activation is None else activation.gate
         gate = gate if stores else (*gate, NO_MAP)
+    box_a, box_b = tile.m, tile.n // tile.cluster
+    if tile.fits:
+        box_a, box_b = min(box_a, size.m), min(box_b, size.n) if tile.cluster == 1 else box_b
     return MapLaunch(
         (blocks, 1, 1),
         (
@@ -236,7 +241,7 @@ def map_launch(
         ),
         split * splits * tile.m * tile.n * 4,
         split,
-        _spec(a, size.m, 1 if grouped else size.batches, size.k, tile.k, tile.m),
-        _spec(b, size.n, size.batches, size.k, tile.k, tile.n // tile.cluster, halves),
+        _spec(a, size.m, 1 if grouped else size.batches, size.k, tile.k, box_a),
+        _spec(b, size.n, size.batches, size.k, tile.k, box_b, halves),
         stores,
     )  # fmt: skip

@@ -123,8 +123,8 @@ def arguments(
     pointers = (*scales, d, bias, *factors, index, workspace, arrivals)
     strides = (0 if x is None else x.stride(0) * x.element_size() for x in (*scales, bias))
     return (
-        tensor_map(a, tile(variant).box_rows[0]),
-        tensor_map(b, tile(variant).box_rows[1], case.gated),
+        tensor_map(a, min(tile(variant).box_rows[0], a.shape[1])),
+        tensor_map(b, min(tile(variant).box_rows[1], b.shape[1]), case.gated),
         *(0 if x is None else x.data_ptr() for x in pointers),
         d.stride(1) * size,
         d.stride(0) * size,

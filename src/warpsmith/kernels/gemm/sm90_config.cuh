@@ -27,6 +27,9 @@
 #ifndef WS_BUFFERS
 #define WS_BUFFERS 1
 #endif
+#ifndef WS_ACTIVATES
+#define WS_ACTIVATES 1
+#endif
 #ifndef WS_BAND
 #define WS_BAND 8
 #endif
@@ -77,9 +80,9 @@ using Sums = float[kM64][kN / 2];
 // With two buffers the next sums are under way while the last ones are added.
 constexpr bool kPromoted = kType == WgmmaType::e4m3;
 // Activations are of 16-bit operands: a stage of fp8_block has one scale for all rows of B, and a gate's differ from those
-// of what it gates.
-constexpr bool kActivates = !kPromoted;
-constexpr u32 kBuffers = WS_BUFFERS, kTurn = 4;  // stages in a turn of the loop with two buffers
+// of what it gates. Some tiles leave them out: beside them ptxas makes their MMAs wait for each other.
+constexpr bool kActivates = !kPromoted && WS_ACTIVATES;
+constexpr u32 kBuffers = WS_BUFFERS;
 static_assert(!kPromoted || (kM64 == 1 && kTileN <= 128), "one MMA tile a warpgroup, one of 128 x 128 scales a stage");
 using Part = float[kN / 2];
 

@@ -221,7 +221,8 @@ WS_DEVICE void write_swapped(const float (&sums)[kN / 2], const Output& out, con
                              : row * 32 + (chunk + row / 4) % 2 * 16;
       u32 v[4];
       load_shared(part + at, v);
-      const bool wanted = first_row + start + row < out.rows && first_column * bytes + chunk * 16 < out.n * bytes;
+      const bool in_d = first_row + start + row < out.rows && first_column * bytes + chunk * 16 < out.n * bytes;
+      const bool wanted = in_d && start + row < kN;
       store_if(wanted, out.aligned, out.d + (first_row + start + row) * out.row + first_column * bytes + chunk * 16, v);
     }
     __syncwarp();

@@ -14,6 +14,7 @@
 //   WS_GROUPS                         warpgroups that multiply: 1 or 2 (default)
 //   WS_BLOCKS                         blocks that share a multiprocessor; 1 by default
 //   WS_BUFFERS                        fp8_block: 2: a stage's sums are added while the next one's are made
+//   WS_ACTIVATES                      bf16, fp16: 0: without the activations of the epilogue; 1 by default
 //   WS_STAGES                         at most; by default as many as fit
 //   WS_BAND                           rows of tiles in a band of the raster; 8 by default
 //
@@ -63,8 +64,8 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
     } else {
       add_stages(sums, ring, place, tile.stages);
     }
-    const Tile written = load_tile(slots.slot());
-    if (add_parts(sums, exchange, p, written, place, ring.base)) write_d(sums, p, written, place, ring.base);
+    if (!add_parts(sums, exchange, p, load_tile(slots.slot()), place, ring.base)) continue;
+    write_d(sums, p, load_tile(slots.slot()), place, ring.base);  // read again: fewer registers in between
   }
   if constexpr (kStores) wait_for_stores_to_read<0>();  // of this block's shared memory
 }

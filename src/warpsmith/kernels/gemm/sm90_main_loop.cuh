@@ -183,44 +183,42 @@ struct Buffer {
   }
 };
 
-// Stages kNumber and on of a turn.
-template <u32 kNumber>
-WS_DEVICE void add_turn(Sums& sums, Buffer& last, Buffer& next, const Promotion& promotion, Ring& ring,
-                        const Place& place) {
-  if constexpr (kNumber < kTurn) {
-    next.start(promotion, ring, place);
+// A stage's sums are added while the next one's MMAs run, without a gap until the last.
+WS_DEVICE void add_overlapped_stages(Sums& sums, Ring& ring, const Place& place, const Promotion& promotion,
+                                     u32 stages) {
+  Buffer first, second;
+  first.start(promotion, ring, place);
+#pragma unroll 1
+  for (; stages > 2; stages -= 2) {
+    second.start(promotion, ring, place);
     wgmma_wait<1>();
-    last.add(sums, promotion, place);
-    add_turn<kNumber + 1>(sums, next, last, promotion, ring, place);
+    first.add(sums, promotion, place);
+    first.start(promotion, ring, place);
+    wgmma_wait<1>();
+    second.add(sums, promotion, place);
+  }
+  if (stages == 2) {
+    second.start(promotion, ring, place);
+    wgmma_wait<1>();
+    first.add(sums, promotion, place);
+    wgmma_wait<0>();
+    second.add(sums, promotion, place);
   } else {
     wgmma_wait<0>();
-    last.add(sums, promotion, place);
+    first.add(sums, promotion, place);
   }
-}
-
-// A stage's sums are added while the next one's MMAs run. None run from one turn of the loop to the next: the compiler
-// would wait for every MMA. Returns the stages that are left.
-WS_DEVICE u32 add_overlapped_stages(Sums& sums, Ring& ring, const Place& place, const Promotion& promotion,
-                                    u32 stages) {
-#pragma unroll 1
-  for (; stages >= kTurn; stages -= kTurn) {
-    Buffer first, second;
-    first.start(promotion, ring, place);
-    add_turn<1>(sums, first, second, promotion, ring, place);
-  }
-  return stages;
 }
 
 WS_DEVICE void add_promoted_stages(Sums& sums, Ring& ring, const Place& place, const Problem& p, const Tile& tile) {
   const Promotion promotion(p, tile, place);
-  u32 stages = tile.stages;
 #pragma unroll
   for (u32 c = 0; c < kN / 2; ++c) sums[0][c] = 0.0f;
-  if constexpr (kBuffers == 2) {
-    if (kSwap || !promotion.by_rows) stages = add_overlapped_stages(sums, ring, place, promotion, stages);
+  if (kBuffers == 2 && (kSwap || !promotion.by_rows)) {
+    add_overlapped_stages(sums, ring, place, promotion, tile.stages);
+    return;
   }
 #pragma unroll 1
-  for (; stages != 0; --stages, ring.advance()) {
+  for (u32 i = 0; i < tile.stages; ++i, ring.advance()) {
     mbarrier_wait(ring.full(), ring.parity);
     add_stage(sums, promotion, ring, place);
   }

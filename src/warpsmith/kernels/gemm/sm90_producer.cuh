@@ -84,7 +84,7 @@ struct TileCopy {
   WS_DEVICE void copy_b(const Ring& ring, u32 i) const {
     const u32 to = kSwap ? ring.left() : ring.right(), full = ring.full();
     const int row = static_cast<int>(tile.column), batch = static_cast<int>(tile.batch);
-    mbarrier_arrive_expect(full, kStageBytes);
+    mbarrier_arrive_expect(full, kStageBytes - p.missing_rows() * kRowBytes);
     if (p.is_gated()) {
       const int first = row / 16;
       if constexpr (kCluster == 1) {

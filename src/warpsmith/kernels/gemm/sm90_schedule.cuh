@@ -55,6 +55,17 @@ struct Problem {
   WS_DEVICE u32 activation() const { return kActivates ? flags >> kActivationShift & kTypeMask : 0; }
   WS_DEVICE bool is_gated() const { return activation() % 2 != 0; }
   WS_DEVICE bool is_grouped() const { return kind() == kGrouped; }
+  // Rows outside a tensor take longer to copy than those inside. So boxes have no more rows than the tensor; what a stage
+  // then lacks of both operands.
+  WS_DEVICE u32 missing_rows() const {
+    return kTileM - min(kTileM, m) + (kCluster == 1 ? kTileN - min(kTileN, n) : 0);
+  }
+  // And last tiles begin where they end with the matrix, if all add their products in the same order: what they have in
+  // common with others gets the same value from each.
+  WS_DEVICE bool may_overlap() const { return kPartsK > 1 || (splits & 255) <= 1; }
+  WS_DEVICE u32 last_row() const { return may_overlap() && !is_grouped() && m >= kTileM ? m - kTileM : ~0u; }
+  // One scale serves all columns of a tile of fp8_block.
+  WS_DEVICE u32 last_column() const { return may_overlap() && !kPromoted && n >= kTileN ? n - kTileN : ~0u; }
 };
 
 struct Tile {
@@ -112,7 +123,7 @@ class TileFinder {
       const u32 each = tiles(p.m);
       tile.batch = index < each ? 0 : index / each;
       if (tile.batch >= p.batches) return false;
-      place({0, p.m}, index - tile.batch * each, tile);
+      place(p, {0, p.m}, index - tile.batch * each, tile);
       return true;
     }
     for (;;) {
@@ -138,7 +149,7 @@ class TileFinder {
     tile.batch = base_ + source * kPerLane + __shfl_sync(kAllLanes, which, source);
     // only where offsets on the device make no sense
     if (rest >= tiles(rows.count)) return false;
-    place(rows, rest, tile);
+    place(p, rows, rest, tile);
     return true;
   }
 
@@ -168,13 +179,13 @@ class TileFinder {
 
   // Bands of kBand rows of tiles are walked column by column, so that blocks that run at the same time share rows of A
   // and of B in L2.
-  WS_DEVICE void place(const Rows& rows, u32 in_matrix, Tile& tile) const {
+  WS_DEVICE void place(const Problem& p, const Rows& rows, u32 in_matrix, Tile& tile) const {
     const u32 band = in_matrix / (kBand * columns_), in_band = in_matrix % (kBand * columns_);
     const u32 height = min(kBand, div_up(rows.count, kClusterM) - band * kBand);
-    const u32 row = (band * kBand + in_band % height) * kClusterM + rank_ * kTileM;
+    const u32 row = min((band * kBand + in_band % height) * kClusterM + rank_ * kTileM, p.last_row());
     tile.row = rows.first + row;
     tile.rows = rows.count > row ? min(kTileM, rows.count - row) : 0;
-    tile.column = in_band / height * kTileN;
+    tile.column = min(in_band / height * kTileN, p.last_column());
   }
 
   u32 lane_, rank_, columns_, base_;
