@@ -211,19 +211,4 @@ WS_DEVICE u32 add_overlapped_stages(Sums& sums, Ring& ring, const Place& place, 
   return stages;
 }
 
-WS_DEVICE void add_promoted_stages(Sums& sums, Ring& ring, const Place& place, const Problem& p, const Tile& tile) {
-  const Promotion promotion(p, tile, place);
-  u32 stages = tile.stages;
-#pragma unroll
-  for (u32 c = 0; c < kN / 2; ++c) sums[0][c] = 0.0f;
-  if constexpr (kBuffers == 2) {
-    if (kSwap || !promotion.by_rows) stages = add_overlapped_stages(sums, ring, place, promotion, stages);
-  }
-#pragma unroll 1
-  for (; stages != 0; --stages, ring.advance()) {
-    mbarrier_wait(ring.full(), ring.parity);
-    add_stage(sums, promotion, ring, place);
-  }
-}
-
 }  // namespace ws
