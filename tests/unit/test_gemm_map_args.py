@@ -190,6 +190,14 @@ def test_a_short_last_wave_is_split_and_its_tiles_alone_have_scratch() -> None:
         assert choose_map_splits(CATALOG, cubin, fields, Size("dense", m, 8448, 4096), 132) == (1, 0)
 
 
+def test_fp8_splits_a_short_last_wave_behind_many_too_where_k_is_long() -> None:
+    cubin = CubinId("sm90_gemm", "fp8_block_x_fp8_block_128x128_t128x128", parse("sm_90a"))
+    fields = {"format": "fp8_block_x_fp8_block_128x128", "mode": "dense"}
+    assert choose_map_splits(CATALOG, cubin, fields, Size("dense", 8192, 8192, 8192), 132) == (4, 4092)
+    for size in (Size("dense", 8192, 8192, 2048), Size("dense", 4096, 4096, 7168), Size("dense", 8192, 16384, 8192)):
+        assert choose_map_splits(CATALOG, cubin, fields, size, 132) == (1, 0)
+
+
 def test_blocks_of_a_cluster_that_divide_k_come_in_whole_clusters_and_need_no_scratch() -> None:
     tile = tile_of(CATALOG.kernel("sm90_gemm"), "bf16_x_bf16_s32k2")
     size = Size("dense", 32, 4096, 7168)

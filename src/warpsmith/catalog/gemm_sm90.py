@@ -214,4 +214,5 @@ SPLITS = (
     SplitRule(KERNEL.name, "t64x128", most=2, units_per_sm=1, part_k=2048),
     SplitRule(KERNEL.name, "t128x64", most=2, units_per_sm=1, part_k=2048),
     SplitRule(KERNEL.name, "t128x256", tail=3, part_k=128),
+    SplitRule(KERNEL.name, "t128x128", tail=4, part_k=1024, waves=40),
 )

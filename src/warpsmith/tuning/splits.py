@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-_MOST_WAVES = 4
-
 
 class SplitRule(NamedTuple):
     """Splits of K for the dense problems of one tile of a kernel.
@@ -21,6 +19,8 @@ class SplitRule(NamedTuple):
         K that a part has at least.
     tail
         Parts of each tile of an incomplete last wave, where that wave has few tiles; 0 for none.
+    waves
+        Waves of tiles, the last one with them, from which on the last one stays whole: it is too small a part.
     """
 
     kernel: str
@@ -29,6 +29,7 @@ class SplitRule(NamedTuple):
     units_per_sm: int = 1
     part_k: int = 128
     tail: int = 0
+    waves: int = 4
 
     def parts(self, tiles: int, k: int, sm_count: int) -> int:
         """Parts of K of every tile."""
@@ -40,5 +41,5 @@ class SplitRule(NamedTuple):
         A last wave that is a third full or less ends sooner with its tiles in parts, unless many waves go before it.
         """
         rest = tiles % sm_count
-        few = 0 < rest <= sm_count // 3 and sm_count < tiles < _MOST_WAVES * sm_count
+        few = 0 < rest <= sm_count // 3 and sm_count < tiles < self.waves * sm_count
         return tiles - rest if self.tail > 1 and few and k // self.tail >= self.part_k else 0

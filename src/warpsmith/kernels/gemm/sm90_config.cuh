@@ -85,6 +85,8 @@ constexpr bool kActivates = !kPromoted && WS_ACTIVATES;
 constexpr u32 kBuffers = WS_BUFFERS;
 static_assert(!kPromoted || (kM64 == 1 && kTileN <= 128), "one MMA tile a warpgroup, one of 128 x 128 scales a stage");
 using Part = float[kN / 2];
+// Their products then are in registers that only PTX names: wgmma_hidden.cuh.
+constexpr bool kHidesProducts = kPromoted && kBuffers == 2 && !kSwap && kN == 128;
 
 // ---- warpgroups ---------------------------------------------------------------------------------------------------
 

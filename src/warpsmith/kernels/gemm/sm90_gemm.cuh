@@ -37,6 +37,7 @@
 #include "gemm/sm90_exchange.cuh"
 #include "gemm/sm90_main_loop.cuh"
 #include "gemm/sm90_producer.cuh"
+#include "gemm/sm90_promoted.cuh"
 #include "gemm/sm90_schedule.cuh"
 
 namespace ws {
@@ -95,6 +96,7 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
                         static_cast<const u8*>(bias), static_cast<u8*>(d), alphas, a_global_scale, b_global_scale,
                         index, workspace, arrivals, d_row, d_batch, a_scale_batch, b_scale_batch, bias_batch, m, n, k,
                         batches, splits, alpha, flags, {gate_slope, gate_cube, gate_limit, up_offset}};
+  if constexpr (kHidesProducts) declare_hidden_products();
   extern __shared__ __align__(1024) u8 shared[];
   const Ring ring{shared_address(shared)};
   const TileRing slots{ring.base};

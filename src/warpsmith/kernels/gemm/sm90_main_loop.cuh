@@ -209,19 +209,4 @@ WS_DEVICE void add_overlapped_stages(Sums& sums, Ring& ring, const Place& place,
   }
 }
 
-WS_DEVICE void add_promoted_stages(Sums& sums, Ring& ring, const Place& place, const Problem& p, const Tile& tile) {
-  const Promotion promotion(p, tile, place);
-#pragma unroll
-  for (u32 c = 0; c < kN / 2; ++c) sums[0][c] = 0.0f;
-  if (kBuffers == 2 && (kSwap || !promotion.by_rows)) {
-    add_overlapped_stages(sums, ring, place, promotion, tile.stages);
-    return;
-  }
-#pragma unroll 1
-  for (u32 i = 0; i < tile.stages; ++i, ring.advance()) {
-    mbarrier_wait(ring.full(), ring.parity);
-    add_stage(sums, promotion, ring, place);
-  }
-}
-
 }  // namespace ws
