@@ -29,6 +29,7 @@ from warpsmith.ops.gemm_args import (
     Output,
     Size,
     row_bytes,
+    whole_flags,
 )
 from warpsmith.runtime.tensor_map import MapSpec
 
@@ -197,7 +198,7 @@ def map_launch(
             "expected fewer than 2^32 tiles and splits, fewer than 2^31 rows (with 127 more a group), and K below 2^30"
         )
     grouped = size.mode == "grouped"
-    flags = MODES.index(size.mode) | TYPES.index(d.dtype) << OUT_SHIFT
+    flags = MODES.index(size.mode) | TYPES.index(d.dtype) << OUT_SHIFT | whole_flags(a.format, b.format)
     flags |= (TYPES.index(d.bias) + 1) << BIAS_SHIFT if d.bias else 0
     flags |= INDEX_64 if wide else 0
     flags |= GLOBAL_A_PER_BATCH if a.global_per_batch else 0

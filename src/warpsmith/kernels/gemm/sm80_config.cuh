@@ -11,14 +11,15 @@
 #define WS_MXFP4 3
 #define WS_MXFP8 4
 #define WS_FP8_BLOCK 5
+#define WS_FP8_ROW 6  // fp8_tensor too
 
 #if !defined(WS_A_FORMAT) || !defined(WS_B_FORMAT)
-#error "WS_A_FORMAT and WS_B_FORMAT must be one of WS_BF16, WS_FP16, WS_NVFP4, WS_MXFP4, WS_MXFP8, WS_FP8_BLOCK"
+#error "WS_A_FORMAT and WS_B_FORMAT must be one of WS_BF16, WS_FP16, WS_NVFP4, WS_MXFP4, WS_MXFP8, WS_FP8_BLOCK, WS_FP8_ROW"
 #endif
 
 namespace ws {
 
-enum class Format { bf16 = WS_BF16, fp16, nvfp4, mxfp4, mxfp8, fp8_block = WS_FP8_BLOCK };
+enum class Format { bf16 = WS_BF16, fp16, nvfp4, mxfp4, mxfp8, fp8_block = WS_FP8_BLOCK, fp8_row };
 
 constexpr Format kFormatA = static_cast<Format>(WS_A_FORMAT), kFormatB = static_cast<Format>(WS_B_FORMAT);
 
@@ -26,9 +27,9 @@ WS_DEVICE constexpr u32 element_bits(Format f) {
   return f == Format::bf16 || f == Format::fp16 ? 16 : f == Format::nvfp4 || f == Format::mxfp4 ? 4 : 8;
 }
 
-// Elements along K that share a scale; 0 where there is none.
+// Elements along K that share a scale; 0 where there is none. Those of fp8_row multiply D.
 WS_DEVICE constexpr u32 scale_block(Format f) {
-  return element_bits(f) == 16 ? 0 : f == Format::nvfp4 ? 16 : f == Format::fp8_block ? 128 : 32;
+  return element_bits(f) == 16 || f == Format::fp8_row ? 0 : f == Format::nvfp4 ? 16 : f == Format::fp8_block ? 128 : 32;
 }
 
 // nvfp4's scales are multiplied into the elements: value · scale has at most 6 significant bits and lies in
@@ -39,6 +40,8 @@ WS_DEVICE constexpr bool scales_sums(Format f) { return scale_block(f) != 0 && f
 
 constexpr bool kBothPlain = element_bits(kFormatA) == 16 && element_bits(kFormatB) == 16;
 constexpr bool kAnyNibbles = element_bits(kFormatA) == 4 || element_bits(kFormatB) == 4;
+constexpr bool kRowScaled = kFormatA == Format::fp8_row;
+static_assert(kRowScaled == (kFormatB == Format::fp8_row), "both or none");
 constexpr bool kBf16 = kFormatA == Format::bf16 || kFormatB == Format::bf16;  // the MMA's type; else fp16
 static_assert(!kBf16 || (kFormatA != Format::fp16 && kFormatB != Format::fp16),
               "neither of bf16 and fp16 holds the other's values");

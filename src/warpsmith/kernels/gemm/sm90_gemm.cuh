@@ -36,6 +36,7 @@
 #include "gemm/sm90_exchange.cuh"
 #include "gemm/sm90_main_loop.cuh"
 #include "gemm/sm90_producer.cuh"
+#include "gemm/sm90_scaling.cuh"
 #include "gemm/sm90_schedule.cuh"
 
 namespace ws {
@@ -60,11 +61,15 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
     Sums sums;
     if constexpr (kPromoted) {
       add_promoted_stages(sums, ring, place, p, tile);
+    } else if constexpr (kPeriod != 0) {
+      add_periods(sums, ring, place, tile.stages);
     } else {
       add_stages(sums, ring, place, tile.stages);
     }
     const Tile written = load_tile(slots.slot());
-    if (add_parts(sums, exchange, p, written, place, ring.base)) write_d(sums, p, written, place, ring.base);
+    if (!add_parts(sums, exchange, p, written, place, ring.base)) continue;
+    if constexpr (kScaled) scale_sums(sums, p, written, place);
+    write_d(sums, p, written, place, ring.base);
   }
 }
 

@@ -26,6 +26,8 @@ enum : u32 {
   kGlobalAPerBatch = 1 << 10,
   kGlobalBPerBatch = 1 << 11,
   kActivationShift = 12,  // of two bits: 0: none
+  kOneScaleA = 1 << 14,   // fp8_tensor: not one scale for each row
+  kOneScaleB = 1 << 15,
 };
 enum : u32 { kGated = 1, kSquaredRelu = 2, kSwiglu = 3 };  // swiglu: gated, without a look at the numbers of `Gate`
 enum : u32 { kOutBf16 = 0, kOutFp16 = 1, kOutFp32 = 2 };
