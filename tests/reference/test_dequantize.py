@@ -13,7 +13,7 @@ from warpsmith.errors import FormatError
 from warpsmith.reference import decode_float64, default_global_scale, dequantize, quantize
 from warpsmith.reference.formats import FORMATS, decode_e2m1, decode_e4m3, decode_ue8m0, get_format
 
-LAYOUTS = [(spec.name, layout) for spec in FORMATS.values() for layout in spec.layouts]
+LAYOUTS = [(spec.name, layout) for spec in FORMATS.values() for layout in spec.layouts if not spec.whole]
 E4M3_NUMBERS = np.delete(np.arange(256, dtype=np.uint8), [0x7F, 0xFF])
 
 
@@ -126,12 +126,12 @@ def test_grouped_round_trip_uses_each_groups_global_scale(layout: str) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_spoiled_block_comes_back_as_nan_and_only_that(format: str) -> None:
-    block_rows, block = get_format(format).block
+    block_rows, block = get_format(format).scaled_together(256, 256)
     x = np.ones((256, 256), np.float32)
-    x[128, block] = np.inf
+    x[128, block % 256] = np.inf
     back = dequantize(*quantize(x, format), format, shape=x.shape)
     want = np.zeros(x.shape, bool)
-    want[128 : 128 + block_rows, block : 2 * block] = True
+    want[128 // block_rows * block_rows :][:block_rows, block % 256 :][:, :block] = True
     np.testing.assert_array_equal(np.isnan(back), want)
 
 

@@ -105,6 +105,8 @@ def test_formats_are_frozen_and_say_what_they_are() -> None:
         "mxfp8": ("e4m3", 8, (1, 32), "ue8m0"),
         "fp8_block": ("e4m3", 8, (1, 128), "fp32"),
         "fp8_block_128x128": ("e4m3", 8, (128, 128), "fp32"),
+        "fp8_tensor": ("e4m3", 8, (1, 16), "fp32"),
+        "fp8_row": ("e4m3", 8, (1, 16), "fp32"),
     }
     with pytest.raises(dataclasses.FrozenInstanceError):
         formats.FORMATS["nvfp4"].element_bits = 8

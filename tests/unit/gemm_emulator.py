@@ -51,6 +51,9 @@ def row_scales(format: str, address: int, row: int, layout_row: int, rows: int, 
     if format in PLAIN:
         return np.ones(k)
     spec = FORMATS[format]
+    if spec.whole:
+        at = row if spec.whole == "row" else 0
+        return np.repeat(memory(address + 4 * at, 1, np.float32).astype(np.float64), k)
     columns = np.arange(k // spec.block[1])
     at = row // spec.block[0] * len(columns) + columns
     if tiled and spec.scale == "fp32":
@@ -103,6 +106,8 @@ def launch(variant: str, grid: tuple[int, int, int], values: tuple[Any, ...]) ->
     """What `sm80_gemm` does, or `sm90_stream_gemm`, whose blocks may be any number."""
     a_format, b_format = operands(variant.rpartition("_")[0])
     p = dict(zip(NAMES, values, strict=True))
+    a_format = "fp8_tensor" if p["flags"] & args.ONE_SCALE_A else a_format
+    b_format = "fp8_tensor" if p["flags"] & args.ONE_SCALE_B else b_format
     if variant.endswith("_stream"):
         assert grid[1:] == (1, 1)
         tiles = -(-p["n"] // 8) * (p["m"] + p["batches"]) * p["batches"]

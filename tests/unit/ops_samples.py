@@ -21,7 +21,7 @@ DTYPES = {
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
 }
-FORMAT_LAYOUTS = [(f.name, layout) for f in FORMATS.values() for layout in f.layouts]
+FORMAT_LAYOUTS = [(f.name, layout) for f in FORMATS.values() if not f.whole for layout in f.layouts]
 ROW_FORMAT_LAYOUTS = [(name, layout) for name, layout in FORMAT_LAYOUTS if FORMATS[name].block[0] == 1]
 SCALE_DTYPES = {"ue4m3": "float8_e4m3fn", "ue8m0": "float8_e8m0fnu", "fp32": "float32"}
 

@@ -15,7 +15,7 @@ import pytest
 from warpsmith.arch import Capability, parse
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.fp4_gemm import PAIRS as BLOCK_SCALED
-from warpsmith.catalog.gemm import PAIRS
+from warpsmith.catalog.gemm import PAIRS, WHOLE_SCALED
 from warpsmith.catalog.gemm_stream import PAIRS as STREAMED
 from warpsmith.catalog.resolve import DeviceFacts, resolve
 from warpsmith.catalog.spec import CubinId, Problem
@@ -83,7 +83,8 @@ def host_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(
     case: GemmCase, launch: Launch = gemm_emulator.launch, tile: str = "rows16", row: str = "sm80_gemm"
 ) -> Iterator[tuple[str, float]]:
-    bench: Any = HostBench((f"{case.a}_x_{case.b}_{tile}",), launch, row)
+    pair = WHOLE_SCALED[0] if (case.a, case.b) in WHOLE_SCALED else (case.a, case.b)
+    bench: Any = HostBench((f"{pair[0]}_x_{pair[1]}_{tile}",), launch, row)
     for _, mismatch, error in run_gemm(bench, case, np.random.default_rng(7)):
         yield mismatch, error
 

@@ -67,8 +67,9 @@ def fresh_toolchain() -> Iterator[None]:
     [
         ("dequantize", 12),
         (["dequantize"], 12),
-        ("quantize", 24 + 3 + 3 + 1),
-        (["quantize", "dequantize"], 31 + 12),
+        ("quantize", 24 + 3 + 6 + 3 + 3 + 1),
+        (["quantize", "dequantize"], 40 + 12),
+        ({"quantize": {"format": "fp8_tensor", "input": "bf16"}}, 1 + 1),
         ({"quantize": {"format": "nvfp4"}}, 6 + 3 + 1),
         ({"quantize": {"format": "nvfp4", "input": "bf16"}}, 2 + 1 + 1),
         ({"quantize": {"format": "mxfp4", "input": "bf16"}}, 2),

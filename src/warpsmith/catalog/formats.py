@@ -25,7 +25,7 @@ class Format(NamedTuple):
     element_bits
         4 (two elements a byte) or 8.
     block
-        (rows, columns) that share a scale; columns run along K.
+        (rows, columns) that share a scale; columns run along K. With `whole`, what K is a multiple of.
     scale
         Type of a scale: ``ue4m3``, ``ue8m0`` or ``fp32``.
     layouts
@@ -36,6 +36,8 @@ class Format(NamedTuple):
         How a block's scale may be rounded; empty if there is no choice.
     packings
         The formats of activations that weights can be packed for, if that changes the order of their elements.
+    whole
+        ``row`` or ``tensor`` (each matrix of a batch) where that, and no block, has one scale.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Format(NamedTuple):
     has_global_scale: bool = False
     roundings: tuple[str, ...] = ()
     packings: tuple[str, ...] = ()
+    whole: str = ""
 
     @property
     def scale_bytes(self) -> int:
@@ -61,6 +64,8 @@ class Format(NamedTuple):
 
         Sources: ``128x4`` is what cuBLASLt and CUTLASS read; the grouped rows leave each group its own 128-row tiles.
         """
+        if self.whole:
+            return (*batch, m) if self.whole == "row" else batch or (1,)
         rows, columns = -(-m // self.block[0]), k // self.block[1]
         if layout == LINEAR:
             return (*batch, rows, columns)
@@ -78,6 +83,8 @@ FORMATS: dict[str, Format] = {
         Format("mxfp8", 8, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor")),
         Format("fp8_block", 8, (1, 128), "fp32", (LINEAR, M_MAJOR)),
         Format("fp8_block_128x128", 8, (128, 128), "fp32", (LINEAR,)),
+        Format("fp8_tensor", 8, (1, 16), "fp32", (LINEAR,), whole="tensor"),
+        Format("fp8_row", 8, (1, 16), "fp32", (LINEAR,), whole="row"),
     )
 }
 """Every quantized format by name."""

@@ -21,6 +21,7 @@ _E2M1_NATIVE = tuple(c for c in CAPABILITIES if c >= Capability(10, 0))
 
 _ROW_FORMATS = ("nvfp4", "mxfp4", "mxfp8", "fp8_block")
 _SQUARE_FORMAT = "fp8_block_128x128"
+_WHOLE_STEPS = {"fp8_row": "WS_ROWS", "fp8_tensor": "WS_MATRICES"}
 _TYPES = ("bf16", "fp16", "fp32")
 _TILES = {"p1": 1, "p4": 4}
 
@@ -56,6 +57,7 @@ OPERATIONS = (
         _MULTIPLES,
     ),
     Operation("amax_partial", (("input", _TYPES),), _DIMS),
+    Operation("matrix_amax", (("input", _TYPES),), _DIMS),
     Operation("global_scale", (), (("count", 1024),)),
 )
 
@@ -74,6 +76,7 @@ _QUANTIZE_PARAMS = _params(
     "u32: m units batches groups row_tiles scale_pitch row_shift flags"
 )
 _QUANTIZE_128X128_PARAMS = _params("ptr: x codes scales; i64: row_stride batch_stride; u32: m units batches flags")
+_WHOLE_PARAMS = _params("ptr: x codes scales partials; i64: row_stride batch_stride; u32: m units batches parts flags")
 _DEQUANTIZE_PARAMS = _params(
     "ptr: codes scales global_scale offsets out; i64: scale_batch_bytes; "
     "u32: m units batches groups row_tiles scale_pitch row_shift flags"
@@ -120,7 +123,7 @@ def _quantize_variants(operation: str, silu: int) -> tuple[Variant, ...]:
 def _dequantize_variants() -> tuple[Variant, ...]:
     found = []
     for format, output in product(_ROW_FORMATS, _TYPES):
-        served = (format, _SQUARE_FORMAT) if format == "fp8_block" else (format,)
+        served = (format, _SQUARE_FORMAT, *_WHOLE_STEPS) if format == "fp8_block" else (format,)
         found.append(
             Variant(
                 name=f"{format}_{output}",
@@ -160,6 +163,44 @@ KERNELS = (
                 serves=(("format", (_SQUARE_FORMAT,)), ("input", (input_type,))),
                 witnesses=(_problem("quantize", 4096, 4096, format=_SQUARE_FORMAT, input=input_type, layout=LINEAR),),
                 instructions=_native(_SQUARE_FORMAT),
+            )
+            for input_type in _TYPES
+        ),
+    ),
+    Kernel(
+        name="quantize_whole",
+        module=MODULE,
+        operation="quantize",
+        source="fp4_quantization/sm80_quantize_whole.cuh",
+        entry="ws_quantize_whole",
+        capabilities=CAPABILITIES,
+        params=_WHOLE_PARAMS,
+        variants=tuple(
+            Variant(
+                name=f"{format}_{input_type}",
+                macros=(("WS_INPUT", f"WS_{input_type.upper()}"), ("WS_STEP", step)),
+                serves=(("format", (format,)), ("input", (input_type,))),
+                witnesses=(_problem("quantize", 4096, 4096, format=format, input=input_type, layout=LINEAR),),
+                instructions=_native(format),
+            )
+            for format, step in _WHOLE_STEPS.items()
+            for input_type in _TYPES
+        ),
+    ),
+    Kernel(
+        name="matrix_amax",
+        module=MODULE,
+        operation="matrix_amax",
+        source="fp4_quantization/sm80_quantize_whole.cuh",
+        entry="ws_quantize_whole",
+        capabilities=CAPABILITIES,
+        params=_WHOLE_PARAMS,
+        variants=tuple(
+            Variant(
+                name=input_type,
+                macros=(("WS_INPUT", f"WS_{input_type.upper()}"), ("WS_STEP", "WS_MAXIMA")),
+                serves=(("input", (input_type,)),),
+                witnesses=(_problem("matrix_amax", 4096, 4096, input=input_type),),
             )
             for input_type in _TYPES
         ),

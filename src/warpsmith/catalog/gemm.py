@@ -57,7 +57,9 @@ _BOTH = (
     ("fp8_block", "fp8_block_128x128"),
     ("mxfp8", "mxfp4"),
 )
-PAIRS = (*_PLAIN_PAIRS, *_WEIGHT_ONLY, *_BOTH)
+WHOLE_SCALED = tuple((a, b) for a in ("fp8_row", "fp8_tensor") for b in ("fp8_row", "fp8_tensor"))
+"""Pairs whose sums over all of K are scaled: one kernel serves them all, as that of the first."""
+PAIRS = (*_PLAIN_PAIRS, *_WEIGHT_ONLY, *_BOTH, *WHOLE_SCALED)
 """The pairs (A, B) that are computed; `promises` has the reasons for all others."""
 
 PREPARED = (pair("mxfp8", "mxfp4"),)
@@ -77,7 +79,7 @@ def _excluded() -> Iterator[tuple[tuple[str, str], ...]]:
             yield ("format", format), ("layout", PREPARED_LAYOUT)
         if format not in BLOCK_SCALED:
             yield ("format", format), ("path", EMULATED_PATH)
-    for a, b in _PLAIN_PAIRS:
+    for a, b in (*_PLAIN_PAIRS, *WHOLE_SCALED):
         yield ("format", pair(a, b)), ("layout", LINEAR_LAYOUT)
     for format in (pair(a, "fp8_block_128x128") for a in PLAIN):
         yield ("format", format), ("layout", LINEAR_LAYOUT)
@@ -170,6 +172,11 @@ def format_macro(format: str) -> str:
     return f"WS_{format.removesuffix('_128x128').upper()}"
 
 
+def served(a: str, b: str) -> tuple[str, ...]:
+    """The formats of problems that a kernel for A and B of these formats computes."""
+    return tuple(pair(*found) for found in (WHOLE_SCALED if (a, b) in WHOLE_SCALED else ((a, b),)))
+
+
 def _instructions(a: str, b: str) -> tuple[Instructions, ...]:
     """The MMA of the pair's type, asynchronous copies, and conversions where the architecture has them."""
     mma = r"HMMA\.16816\.F32\.BF16" if "bf16" in (a, b) else r"HMMA\.16816\.F32$"
@@ -192,7 +199,7 @@ def _witnesses(a: str, b: str, m: int) -> tuple[Problem, ...]:
 
     Tiled scales of two quantized operands are read by faster kernels, where there are any.
     """
-    layout = TILED_LAYOUT if a in PLAIN else LINEAR_LAYOUT
+    layout = TILED_LAYOUT if a in PLAIN or (a, b) in WHOLE_SCALED else LINEAR_LAYOUT
     return tuple(witness(pair(a, b), m, layout, k=k) for k in (4096, 32768))
 
 
@@ -211,12 +218,13 @@ def _variants() -> tuple[Variant, ...]:
                 ("WS_B_FORMAT", format_macro(b)),
                 *((f"WS_{macro}", str(int(value))) for macro, value in zip(_TILE_MACROS, tile, strict=True)),
             ),
-            serves=(("format", (pair(a, b),)), ("layout", (TILED_LAYOUT, LINEAR_LAYOUT))),
+            serves=(("format", served(a, b)), ("layout", (TILED_LAYOUT, LINEAR_LAYOUT))),
             witnesses=_witnesses(a, b, _WITNESS_ROWS[name]),
             tile=name,
             instructions=_instructions(a, b),
         )
         for a, b in PAIRS
+        if (a, b) not in WHOLE_SCALED[1:]
         for name, tile in _tiles(a, b).items()
     )
 

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from warpsmith.arch import Capability
 from warpsmith.catalog.fp4_gemm import PARAMS
-from warpsmith.catalog.gemm import MODULE, TILED_LAYOUT, witness
+from warpsmith.catalog.gemm import MODULE, PLAIN, TILED_LAYOUT, WHOLE_SCALED, format_macro, served, witness
 from warpsmith.catalog.spec import Instructions, Kernel, Param, Problem, Variant, pair
 from warpsmith.tuning import Bound, Rule
 from warpsmith.tuning.splits import SplitRule
 
 CAPABILITIES = (Capability(9, 0),)
-PAIRS = (("bf16", "bf16"), ("fp16", "fp16"), ("fp8_block", "fp8_block_128x128"))
-"""(A, B)."""
+PAIRS = (("bf16", "bf16"), ("fp16", "fp16"), ("fp8_block", "fp8_block_128x128"), WHOLE_SCALED[0])
+"""(A, B); the last one's kernel serves `WHOLE_SCALED`."""
 
 FP8_TOLERANCE = 1e-3
 """The FP8 tensor cores of 9.0 add 128 products in fewer bits than fp32 has: ``docs/numerics.md``."""
@@ -48,6 +48,8 @@ class Tile(NamedTuple):
         fp8_block: with 2, a stage's sums are added while the next one's are made.
     parts
         Blocks of a cluster that divide the K of a tile.
+    period
+        fp8_row: stages whose sums the tensor cores make; in fp32 they are added to those before. 0: all of them.
     """
 
     m: int
@@ -58,6 +60,7 @@ class Tile(NamedTuple):
     blocks: int = 1
     buffers: int = 1
     parts: int = 1
+    period: int = 0
 
     @property
     def box_rows(self) -> tuple[int, int]:
@@ -84,12 +87,19 @@ FP8_TILES = {
     name: tile if name in _ONE_BUFFER else tile._replace(buffers=2) for name, tile in TILES.items() if tile.n <= 128
 }
 """Those of fp8_block."""
+ROW_TILES = {
+    name: TILES[name]._replace(period=1)
+    for name in ("t128x128", "t128x64", "t64x128", "s32", "s16", "s16k2", "s8", "s8k2")
+}
+"""Those of fp8_row and fp8_tensor."""
 _BLOCKS_ALONE = ("s64k2",)
 """Tiles of which ptxas makes MMAs wait for each other beside the activations of 16-bit products (C7514)."""
 
 
 def tiles_of(a: str) -> dict[str, Tile]:
     """The tiles where A is of format `a`, by name."""
+    if a == "fp8_row":
+        return ROW_TILES
     if a == "fp8_block":
         return FP8_TILES
     return {name: tile for name, tile in TILES.items() if name not in _BLOCKS_ALONE}
@@ -106,7 +116,7 @@ _NARROW, _WIDE = 1024, 16384
 """Columns: few for any GPU; more than any rule's."""
 _LARGE = 4096
 
-_MMA = {"bf16": r"HGMMA\.64x\d+x16\.F32\.BF16", "fp16": r"HGMMA\.64x\d+x16\.F32$", "fp8_block": r"QGMMA\.64x\d+x32"}
+_MMA = {"bf16": r"HGMMA\.64x\d+x16\.F32\.BF16", "fp16": r"HGMMA\.64x\d+x16\.F32$", "fp8": r"QGMMA\.64x\d+x32"}
 _LOADS = ("UTMALDG\\.3D", "SYNCS\\.ARRIVE", "WARPGROUP\\.DEPBAR", "STSM\\.16", "ACQBULK", "PREEXIT")
 
 
@@ -115,7 +125,7 @@ def _witnesses(a: str, format: str, name: str) -> tuple[Problem, ...]:
     found = witness(format, _WITNESS_ROWS.get(name, _LARGE))
     sizes = {"n": _NARROW if tile_of(a, name).parts > 1 else _WIDE}
     found = found._replace(dims=tuple((d, sizes.get(d, size)) for d, size in found.dims))
-    if name == "t128x128" and a != "fp8_block":
+    if name == "t128x128" and a in PLAIN:
         dims = {**dict(found.dims), "m": 256, "batches": 8}
         found = Problem.of("gemm", {**dict(found.fields), "mode": "grouped"}, dims)
     return (found,)
@@ -123,17 +133,18 @@ def _witnesses(a: str, format: str, name: str) -> tuple[Problem, ...]:
 
 def _variant(a: str, b: str, name: str) -> Variant:
     tile, format = tile_of(a, name), pair(a, b)
-    macro = f"WS_{a.upper()}"
+    macro = format_macro(a)
     sizes = {
         "TILE_M": tile.m,
         "TILE_N": tile.n,
-        "TILE_K": 128 if a == "fp8_block" else 64,
+        "TILE_K": 64 if a in PLAIN else 128,
         "SWAP": tile.swap,
         "CLUSTER": tile.cluster,
         "GROUPS": tile.groups,
         "BLOCKS": tile.blocks,
         "BUFFERS": tile.buffers,
         "PARTS": tile.parts,
+        **({"PERIOD": tile.period} if tile.period else {}),
     }
     return Variant(
         name=f"{format}_{name}",
@@ -142,12 +153,12 @@ def _variant(a: str, b: str, name: str) -> Variant:
             ("WS_B_FORMAT", macro),
             *((f"WS_{key}", str(int(value))) for key, value in sizes.items()),
         ),
-        serves=(("format", (format,)), ("layout", (TILED_LAYOUT,))),
+        serves=(("format", served(a, b)), ("layout", (TILED_LAYOUT,))),
         witnesses=_witnesses(a, format, name),
         tile=name,
-        instructions=(Instructions((_MMA[a], *_LOADS), CAPABILITIES, "a"),),
-        activations=() if a == "fp8_block" else ACTIVATIONS,
-        tolerance=FP8_TOLERANCE if a == "fp8_block" else 0.0,
+        instructions=(Instructions((_MMA[a if a in PLAIN else "fp8"], *_LOADS), CAPABILITIES, "a"),),
+        activations=ACTIVATIONS if a in PLAIN else (),
+        tolerance=0.0 if a in PLAIN else FP8_TOLERANCE,
     )
 
 
@@ -164,7 +175,7 @@ KERNEL = Kernel(
 )
 """Its row of the catalog."""
 
-_PLAIN = tuple(pair(a, b) for a, b in PAIRS if a != "fp8_block")
+_PLAIN = tuple(pair(a, b) for a, b in PAIRS if a in PLAIN)
 _DENSE = (("mode", ("dense",)),)
 _GROUPED = (("format", _PLAIN), ("mode", ("grouped",)))
 Fields = tuple[tuple[str, tuple[str, ...]], ...]
@@ -184,8 +195,22 @@ _HALF_A_WAVE = Bound(("m", "n", "batches"), maximum=16384, per_sm=True)
 """Tiles of 128 × 256 would leave half the multiprocessors without any."""
 _SIXTEEN_BITS = (("format", _PLAIN),)
 _BLOCKS = (("format", (pair("fp8_block", "fp8_block_128x128"),)),)
+_NOT_WHOLE = (("format", (*_PLAIN, *_BLOCKS[0][1])),)
+_WHOLE = (("format", tuple(pair(a, b) for a, b in WHOLE_SCALED)),)
 
+_ROW_TUNING = (
+    _rule("s8k2", _FEW, _LONG, m=8, fields=_WHOLE + _DENSE),
+    _rule("s8", m=8, fields=_WHOLE),
+    _rule("s16k2", _FEW, _LONG, m=16, fields=_WHOLE + _DENSE),
+    _rule("s16", m=16, fields=_WHOLE),
+    _rule("s32", m=32, fields=_WHOLE),
+    _rule("t64x128", m=64, fields=_WHOLE),
+    _rule("t128x64", m=128, fields=_WHOLE + _DENSE),
+    _rule("t128x64", _FEW, m=256, fields=_WHOLE + _DENSE),
+    _rule("t128x128", fields=_WHOLE),
+)
 TUNING = (
+    *_ROW_TUNING,
     _rule("s8", m=4, fields=_GROUPED),
     _rule("s16", m=12, fields=_GROUPED),
     _rule("t64x128", m=64, fields=_GROUPED),
@@ -194,7 +219,7 @@ TUNING = (
     _rule("s8", m=8),
     _rule("s16k2", _FEW, _LONG, m=16, fields=_DENSE),
     _rule("s16", m=16),
-    _rule("s32k2", _FEW, _LONGER, m=32, fields=_DENSE),
+    _rule("s32k2", _FEW, _LONGER, m=32, fields=_NOT_WHOLE + _DENSE),
     _rule("s64k2", _FEW, _LONGER, m=64, fields=_BLOCKS + _DENSE),
     _rule("s16k2", _SMALL, _LONG, m=128, fields=_DENSE),
     _rule("s32", m=32),

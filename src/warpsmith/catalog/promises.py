@@ -47,19 +47,22 @@ _SM12X = (Capability(12, 0), Capability(12, 1))
 _PLAIN = ("bf16", "fp16")
 _BLOCK_SCALED = ("nvfp4_x_nvfp4", "mxfp4_x_mxfp4", "mxfp8_x_mxfp8", "fp8_block_x_fp8_block_128x128")
 _FP8 = ("fp8_block_x_fp8_block_128x128",)
-_WGMMA = ("bf16_x_bf16", "fp16_x_fp16", *_FP8)
+_WHOLE = ("fp8_row", "fp8_tensor")
+_WHOLE_PAIRS = tuple(f"{a}_x_{b}" for a in _WHOLE for b in _WHOLE)
+_WGMMA = ("bf16_x_bf16", "fp16_x_fp16", *_FP8, *_WHOLE_PAIRS)
 _LINEAR, _PREPARED, _EMULATED = (("layout", "linear"),), (("layout", "prepared"),), (("path", "emulated"),)
 _GEMM = (
     *("bf16_x_bf16", "bf16_x_nvfp4", "bf16_x_mxfp4", "bf16_x_mxfp8", "bf16_x_fp8_block_128x128"),
     *("fp16_x_fp16", "fp16_x_nvfp4", "fp16_x_mxfp4", "fp16_x_mxfp8", "fp16_x_fp8_block_128x128"),
     *("nvfp4_x_nvfp4", "mxfp4_x_mxfp4", "mxfp8_x_mxfp8", "mxfp8_x_mxfp4", "fp8_block_x_fp8_block_128x128"),
+    *_WHOLE_PAIRS,
 )
 _STREAMED = (
     *("bf16_x_nvfp4", "bf16_x_mxfp4", "bf16_x_mxfp8", "bf16_x_fp8_block_128x128"),
     *("fp16_x_nvfp4", "fp16_x_fp8_block_128x128"),
 )
 _PACKED = ("bf16_x_nvfp4", "bf16_x_mxfp4")
-_GEMM_FORMATS = (*_PLAIN, "nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128")
+_GEMM_FORMATS = (*_PLAIN, "nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128", *_WHOLE)
 
 
 _NOT_PREPARED = (
@@ -75,6 +78,9 @@ _NO_DECODE = (
 
 def _no_gemm(a: str, b: str) -> str:
     """Why operands of these formats are not multiplied, and what to do."""
+    if a in _WHOLE or b in _WHOLE:
+        side, other = ("B", b) if a in _WHOLE else ("A", a)
+        return f"fp8_row and fp8_tensor go with each other alone, not with {other}: quantize {side} to one of them"
     if a == "fp8_block_128x128":
         return "128×128 blocks are for weights, B: quantize A to fp8_block"
     if b == "fp8_block":
@@ -98,8 +104,12 @@ def _unsupported_gemms() -> Iterator[Promise]:
 PROMISES = (
     *_rows("quantize", ("nvfp4", "mxfp4", "mxfp8", "fp8_block"), _EVERYWHERE, "quantize"),
     *_rows("quantize", ("fp8_block_128x128",), _EVERYWHERE, "quantize_128x128"),
+    *_rows("quantize", _WHOLE, _EVERYWHERE, "quantize_whole"),
+    *_rows("matrix_amax", (NO_FORMAT,), _EVERYWHERE, "matrix_amax"),
     *_rows("silu_and_mul_quantize", ("nvfp4", "mxfp4", "mxfp8", "fp8_block"), _EVERYWHERE, "silu_and_mul_quantize"),
-    *_rows("dequantize", ("nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128"), _EVERYWHERE, "dequantize"),
+    *_rows(
+        "dequantize", ("nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128", *_WHOLE), _EVERYWHERE, "dequantize"
+    ),
     *_rows("amax_partial", (NO_FORMAT,), _EVERYWHERE, "amax_partial"),
     *_rows("global_scale", (NO_FORMAT,), _EVERYWHERE, "global_scale"),
     *_rows("gemm", _except(_GEMM, (*_BLOCK_SCALED, *_WGMMA, *_STREAMED)), _EVERYWHERE, "sm80_gemm"),

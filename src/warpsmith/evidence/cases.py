@@ -139,7 +139,11 @@ def quantize_cases(operation: str, format: str, dtype: str) -> Iterator[Case]:
         for rounding in spec.roundings[1:]:
             for distribution in ("normal", "subnormal", "largest", "ties"):
                 yield _with(base, layout=layout, m=131, k=4 * block, rounding=rounding, distribution=distribution)
-        if spec.block[0] == 1:
+        if spec.whole:
+            for k in (2064, 8192, 8208, 20000):  # of which a thread holds some units of a row, all, or not all
+                yield _with(base, layout=layout, m=5, k=k)
+            yield _with(base, layout=layout, m=2100, k=2 * block)
+        elif spec.block[0] == 1:
             yield from _grouped(base, layout, block, has_scale=spec.has_global_scale)
     if spec.has_global_scale:
         for value in (1.0, 0.37, 2688.0, 1e-30, 3e38, float("nan"), float("inf"), -2.0, 0.0):
@@ -173,7 +177,7 @@ def dequantize_cases(format: str, dtype: str) -> Iterator[Case]:
         yield _with(base, layout=layout, batches=3, m=37, k=2 * block)
         yield _with(base, layout=layout, m=256, k=max(block, 512), distribution="exhaustive")
         yield _with(base, layout=layout, m=29, k=6 * block, misaligned=True)
-        if spec.block[0] == 1:
+        if spec.block[0] == 1 and not spec.whole:
             yield from _grouped(base, layout, block, has_scale=spec.has_global_scale)
     if spec.has_global_scale:
         for value in (0.37, 2688.0, float("nan"), -1.0):

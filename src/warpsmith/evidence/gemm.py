@@ -340,6 +340,8 @@ def make_side(
         codes = codes[..., 0::2] | codes[..., 1::2] << 4
     packing = "mxfp8" if case.prepared and not case.few_rows and format == case.b else ""
     codes = reference.pack_codes(codes, packing) if packing else codes
+    if spec.whole:
+        return _whole_side(case, spec, codes, rng)
     linear = _scales(spec, kind, (batches, -(-rows // spec.block[0]), case.k // spec.block[1]), rng)
     layout = spec.layouts[-1] if tiled else LINEAR
     flat = linear if offsets is None else linear[0]
@@ -359,6 +361,15 @@ def make_side(
     return Side(_with_padding(codes, case.padding), poisoned, layout, values.reshape(shape))
 
 
+def _whole_side(case: GemmCase, spec: Any, codes: Array, rng: np.random.Generator) -> Side:
+    """An operand with one scale a row or a matrix."""
+    batches, rows, k = codes.shape
+    shape = spec.scale_shape(LINEAR, (batches,), rows, k)
+    scales = _scales(spec, case.kind, (batches, shape[-1] if spec.whole == "row" else 1, 1), rng)
+    values = reference.decode_float64(codes, scales.reshape(shape), spec.name, shape=codes.shape)
+    return Side(_with_padding(codes, case.padding), scales, LINEAR, values)
+
+
 def _readable(case: GemmCase, layout: str, linear: Array) -> Array:
     """Ones for each scale that a kernel may use, shaped as the linear ones.
 
@@ -367,6 +378,12 @@ def _readable(case: GemmCase, layout: str, linear: Array) -> Array:
     if layout != TILED or case.a in PLAIN or case.layout == LINEAR_LAYOUT:
         return np.ones_like(linear, np.uint8)
     return np.ones((*linear.shape[:-1], -(-linear.shape[-1] // 4) * 4), np.uint8)
+
+
+def _power(values: Array) -> float:
+    """The mean square of all that is not NaN."""
+    known = values[~np.isnan(values)]
+    return float(np.mean(known**2)) if known.size else 1.0
 
 
 class Product:
@@ -389,7 +406,7 @@ class Product:
             self.bias = rng.standard_normal((batches, case.n)).astype(DTYPES[case.bias])
         # Global scales bring the product to about 1, whatever the operands.
         with np.errstate(all="ignore"):
-            size = np.sqrt(np.nanmean(self.a.values**2) * np.nanmean(self.b.values**2) * case.k)
+            size = np.sqrt(_power(self.a.values) * _power(self.b.values) * case.k)
         count = batches if case.scale_each else 1
         size = size if np.isfinite(size) and size > 0 else 1.0
         self.a_scale = (2.0 ** np.round(np.log2(size)) * rng.uniform(0.5, 2, count)).astype(np.float32)

@@ -174,6 +174,10 @@ def _run_quantize(bench: Bench, case: Case, rng: np.random.Generator) -> Iterato
     problem = Problem.of(
         case.operation, {"format": case.format, "input": case.dtype, "layout": case.layout}, {"m": case.m, "k": case.k}
     )
+    if FORMATS[case.format].whole:
+        yield from _run_whole(bench, case, problem, source, strides, codes, scales)
+        source.close()
+        return
     for tile, kernel in bench.kernels(problem).items():
         data = Guarded(bench, codes.nbytes, offset=1 if case.misaligned else 0)
         table = Guarded(bench, scales.nbytes, offset=scales.itemsize if case.misaligned else 0)
@@ -195,6 +199,31 @@ def _run_quantize(bench: Bench, case: Case, rng: np.random.Generator) -> Iterato
     for buffer in (source, *extras):
         if buffer is not None:
             buffer.close()
+
+
+def _run_whole(
+    bench: Bench, case: Case, problem: Problem, source: Guarded, strides: dict[str, int], codes: Array, scales: Array
+) -> Iterator[tuple[CubinId, str]]:
+    """With one scale a row or a matrix: one launch, or two."""
+    launches = arguments.whole_launches(case.format, case.dtype, m=case.m, k=case.k, **strides)
+    kernels = [next(iter(bench.kernels(problem).values()))]
+    data = Guarded(bench, codes.nbytes, offset=1 if case.misaligned else 0)
+    table = Guarded(bench, scales.nbytes, offset=scales.itemsize if case.misaligned else 0)
+    partials = Guarded(bench, 4 * case.batches * (launches[-1].grid[0] if len(launches) > 1 else 1))
+    if len(launches) > 1:
+        before = Problem.of("matrix_amax", {"input": case.dtype}, {"m": case.m * case.batches, "k": case.k})
+        kernels.append(next(iter(bench.kernels(before).values())))
+    for launch, kernel in reversed(list(zip(launches, kernels, strict=True))):
+        tail = arguments.without_vector_stores(launch.tail) if case.misaligned else launch.tail
+        pointers = source.pointer, data.pointer, table.pointer, partials.pointer
+        kernel.launch(launch.grid, (*pointers, *tail), bench.stream.handle)
+    bench.stream.synchronize()
+    mismatch = _compare_quantized(case, data, table, codes, scales)
+    mismatch = mismatch if partials.read()[1] else f"{mismatch}; wrote outside of the partial maxima"
+    for kernel in kernels:
+        yield kernel.cubin, mismatch
+    for buffer in (data, table, partials):
+        buffer.close()
 
 
 def _compare_quantized(case: Case, data: Guarded, table: Guarded, codes: Array, scales: Array) -> str:
@@ -227,6 +256,8 @@ def _run_dequantize(bench: Bench, case: Case, rng: np.random.Generator) -> Itera
         codes, scales, case.format, shape=shape, scale_layout=case.layout, global_scale=value, offsets=offsets,
         dtype=case.dtype,
     )  # fmt: skip
+    if FORMATS[case.format].whole == "tensor":
+        scales = np.repeat(scales, case.m)
     inputs = [
         Guarded(bench, codes.nbytes, codes.tobytes(), 1 if case.misaligned else 0),
         Guarded(bench, scales.nbytes, scales.tobytes(), scales.itemsize if case.misaligned else 0),

@@ -40,6 +40,8 @@ def check_problem(
         k //= 2
     if k == 0 or k % spec.block[1]:
         raise FormatError(f"K = {k} must be a positive multiple of {spec.block[1]}, the block of {spec.name}")
+    if silu and spec.whole:
+        raise FormatError(f"silu_and_mul_quantize does not make {spec.name}: compute the activation, then quantize it")
     if scale_layout not in spec.layouts:
         raise FormatError(
             f"{spec.name} has no scale layout {scale_layout!r}; expected {' or '.join(map(repr, spec.layouts))}"
@@ -63,6 +65,8 @@ def check_offsets(spec: Format, offsets: Any, x: Any, shape: tuple[int, ...]) ->
     """
     if not hasattr(offsets, "dtype") or not hasattr(offsets, "shape"):
         raise FormatError(f"offsets is a {type(offsets).__name__}; expected an int32 or int64 tensor [groups + 1]")
+    if spec.whole:
+        raise FormatError(f"{spec.name} needs no offsets: leave them out, and pass them to grouped_gemm")
     if spec.block[0] != 1:
         raise FormatError(f"{spec.name} has blocks of {spec.block[0]} rows and cannot be grouped by offsets")
     if len(shape) != 2:

@@ -39,6 +39,15 @@ _OFFSET_DTYPES = (torch.int32, torch.int64)
 _current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # a CPU build of torch has none
 
 
+class _Maxima(NamedTuple):
+    """What goes before where a matrix has one scale; `words` are those of its result."""
+
+    kernel: PreparedKernel
+    grid: tuple[int, int, int]
+    tail: tuple[int, ...]
+    words: int
+
+
 class _Plan(NamedTuple):
     """What a call needs besides pointers; `kernel` is None when there is nothing to do."""
 
@@ -52,6 +61,7 @@ class _Plan(NamedTuple):
     scale_dtype: torch.dtype
     spec: Format
     row_blocks: bool
+    maxima: _Maxima | None = None
 
 
 _plans: dict[tuple[Any, ...], _Plan] = {}
@@ -188,10 +198,22 @@ def quantize(
                 0 if scale is None else scale.data_ptr(),
                 0 if offsets is None else offsets.data_ptr(),
             )
+        elif plan.spec.whole:
+            partials = None if plan.maxima is None else _find_maxima(plan.maxima, x)
+            pointers += (0 if partials is None else partials.data_ptr(),)
         kernel.launch(plan.grid, pointers + tail, _current_stream(device))
+    elif plan.spec.whole:
+        scales.fill_(1.0)
     elif scales.numel():  # no rows, but groups: their tiles are padding
         scales.view(torch.uint8).zero_()
     return trusted(data, scales, format, plan.shape, scale_layout, scale, offsets)
+
+
+def _find_maxima(maxima: _Maxima, x: torch.Tensor) -> torch.Tensor:
+    partials = torch.empty(maxima.words, dtype=torch.int32, device=x.device)
+    pointers = x.data_ptr(), 0, 0, partials.data_ptr()
+    maxima.kernel.launch(maxima.grid, pointers + maxima.tail, _current_stream(x.get_device()))
+    return partials
 
 
 def _parts(
@@ -225,7 +247,8 @@ def _plan_quantize(
     data_dtype = torch.uint8 if spec.element_bits == 4 else torch.float8_e4m3fn
     data_shape = (*shape[:-1], spec.data_columns(k))
     scale_shape = spec.scale_shape(scale_layout, tuple(batch), m, k, groups.number)
-    result = (shape, data_shape, data_dtype, scale_shape, _SCALE_DTYPES[spec.scale], spec, spec.block[0] == 1)
+    row_blocks = spec.block[0] == 1 and not spec.whole
+    result = (shape, data_shape, data_dtype, scale_shape, _SCALE_DTYPES[spec.scale], spec, row_blocks)
     if 0 in shape:
         return _Plan(None, (0, 0, 0), (), *result)
     _, batches, row_stride, batch_stride = _rows(x)
@@ -234,6 +257,14 @@ def _plan_quantize(
     fields = {"format": format, "input": element_type, "layout": scale_layout}
     kernel = runtime().prepare(Problem.of(operation, fields, {"m": m * batches, "k": k}), x.get_device())
     strides = {"row_stride": row_stride, "batches": batches, "batch_stride": batch_stride, "x_address": x.data_ptr()}
+    if spec.whole:
+        launch, *first = arguments.whole_launches(format, element_type, m=m, k=k, **strides)
+        maxima = None
+        if first:
+            before = Problem.of("matrix_amax", {"input": element_type}, {"m": m * batches, "k": k})
+            words = first[0].grid[0] * batches
+            maxima = _Maxima(runtime().prepare(before, x.get_device()), first[0].grid, first[0].tail, words)
+        return _Plan(kernel, launch.grid, launch.tail, *result, maxima)
     if spec.block[0] > 1:
         launch = arguments.quantize_128x128_launch(element_type, m=m, k=k, **strides)
     else:
@@ -261,6 +292,7 @@ class _DequantizePlan(NamedTuple):
     kernel: PreparedKernel
     grid: tuple[int, int, int]
     tail: tuple[int, ...]
+    rows: int  # of a matrix whose one scale has to be repeated for each; else 0
 
 
 _dequantize_plans: dict[tuple[Any, ...], _DequantizePlan] = {}
@@ -272,7 +304,7 @@ def _plan_dequantize(q: QTensor, output: str, groups: arguments.Groups, device: 
     fields = {"format": q.format, "output": output, "layout": q.scale_layout}
     kernel = runtime().prepare(Problem.of("dequantize", fields, {"m": m * batches, "k": k}), device)
     launch = arguments.dequantize_launch(q.format, layout=q.scale_layout, m=m, k=k, batches=batches, groups=groups)
-    return _DequantizePlan(kernel, launch.grid, launch.tail)
+    return _DequantizePlan(kernel, launch.grid, launch.tail, m if get_format(q.format).whole == "tensor" else 0)
 
 
 def dequantize(q: QTensor, dtype: str, out: torch.Tensor | None) -> torch.Tensor:
@@ -291,6 +323,8 @@ def dequantize(q: QTensor, dtype: str, out: torch.Tensor | None) -> torch.Tensor
         plan = _remember(_dequantize_plans, key, _plan_dequantize(q, INPUT_NAMES[dtype], groups, device))
     # Copies, where there are any, have to live until the launch.
     codes, scales = data.contiguous(), q.scales.contiguous()
+    if plan.rows:
+        scales = scales.view(-1, 1).expand(-1, plan.rows).contiguous()
     scale = None if scale is None else scale.contiguous()
     offsets = None if offsets is None else offsets.contiguous()
     pointers = (

@@ -8,6 +8,7 @@ numbers that the device sources share with this module are in ``kernels/common/g
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from warpsmith.catalog.formats import FORMATS, LINEAR, M_MAJOR, TILED
@@ -21,6 +22,8 @@ TILED_SCALES_A = 1 << 7
 TILED_SCALES_B = 1 << 8
 GLOBAL_A_PER_BATCH = 1 << 10
 GLOBAL_B_PER_BATCH = 1 << 11
+ONE_SCALE_A = 1 << 14
+ONE_SCALE_B = 1 << 15
 
 TYPES = ("bf16", "fp16", "fp32")
 """Types of D and of the bias, in the order of their numbers in the flags (the bias's start at 1)."""
@@ -125,8 +128,13 @@ def scale_bytes(format: str, layout: str, rows: int, k: int) -> int:
     if format in PLAIN:
         return 0
     spec = FORMATS[format]
-    height, width = spec.scale_shape(layout, (), rows, k)
-    return height * width * spec.scale_bytes
+    return math.prod(spec.scale_shape(layout, (), rows, k)) * spec.scale_bytes
+
+
+def whole_flags(a: str, b: str) -> int:
+    """The flags of operands that have one scale for all of a matrix."""
+    one = {name for name, format in FORMATS.items() if format.whole == "tensor"}
+    return (ONE_SCALE_A if a in one else 0) | (ONE_SCALE_B if b in one else 0)
 
 
 def _up(value: int, unit: int) -> int:
@@ -177,7 +185,7 @@ def choose_splits(tile: Tile, size: Size, sm_count: int, held: int) -> int:
 
 def tail_of(size: Size, a: Operand, b: Operand, d: Output, wide: bool, flags: int = 0) -> tuple[int | float, ...]:
     """The arguments behind the pointers, with a kernel's own `flags`; `wide`: offsets or counts are int64."""
-    flags |= MODES.index(size.mode) | TYPES.index(d.dtype) << OUT_SHIFT
+    flags |= MODES.index(size.mode) | TYPES.index(d.dtype) << OUT_SHIFT | whole_flags(a.format, b.format)
     flags |= (TYPES.index(d.bias) + 1) << BIAS_SHIFT if d.bias else 0
     flags |= INDEX_64 if wide else 0
     flags |= TILED_SCALES_A if a.layout in (TILED, M_MAJOR) else 0

@@ -265,4 +265,6 @@ def folds(x: Any, b: Any, m: int) -> bool:
     """Whether the batches of a quantized A lie as the rows of one matrix, and share B and their global scale."""
     if len(b.shape) != 2 or (x.global_scale is not None and math.prod(x.global_scale.shape) > 1):
         return False
+    if FORMATS[x.format].whole == "tensor":
+        return False
     return x.scale_layout == LINEAR or (x.scale_layout == TILED and m % 128 == 0)

@@ -29,10 +29,11 @@ from warpsmith.ops.gemm_args import (
     Output,
     Size,
     row_bytes,
+    whole_flags,
 )
 from warpsmith.runtime.tensor_map import NO_MAP, MapSpec
 
-STORES_BY_MAP = 1 << 14
+STORES_BY_MAP = 1 << 16
 _SWIZZLED = 128  # bytes of a row, and 16 rows, that a warp's stores have
 _SPLIT_STEP = 128  # a split has whole steps of K of at least this
 _MAX_WORK = 1 << 32
@@ -42,8 +43,8 @@ class MapTile(NamedTuple):
     """What one block computes, and K of a pipeline stage; `cluster` blocks along M share the copies of B.
 
     `blocks` of them share a multiprocessor; `parts` of a cluster divide the K of a tile. `gates` says whether the
-    kernel has the parameters of an activation, `stores` whether it takes a tensor map of D for its stores, `fits` whether
-    its boxes have no more rows than a matrix.
+    kernel has the parameters of an activation, `stores` whether it takes a tensor map of D for its stores, `fits`
+    whether its boxes have no more rows than a matrix.
     """
 
     m: int
@@ -215,7 +216,7 @@ def map_launch(
             "expected fewer than 2^32 tiles and splits, fewer than 2^31 rows (with 127 more a group), and K below 2^30"
         )
     grouped = size.mode == "grouped"
-    flags = MODES.index(size.mode) | TYPES.index(d.dtype) << OUT_SHIFT
+    flags = MODES.index(size.mode) | TYPES.index(d.dtype) << OUT_SHIFT | whole_flags(a.format, b.format)
     flags |= (TYPES.index(d.bias) + 1) << BIAS_SHIFT if d.bias else 0
     flags |= INDEX_64 if wide else 0
     flags |= GLOBAL_A_PER_BATCH if a.global_per_batch else 0

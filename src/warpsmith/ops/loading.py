@@ -87,6 +87,9 @@ def _reachable(catalog: Catalog, operation: Operation, fixed: Mapping[str, str])
     problems = list(_matching(catalog, operation, fixed))
     yield from problems
     scaled = operation.name == "quantize" and any(FORMATS[p.format].has_global_scale for p in problems)
+    if operation.name == "quantize" and any(FORMATS[p.format].whole == "tensor" for p in problems):
+        input = fixed.get("input")
+        yield from _matching(catalog, catalog.operation("matrix_amax"), {} if input is None else {"input": input})
     if scaled or operation.name == "global_scale":
         yield from default_scale(catalog, fixed.get("input"), whole=scaled)
 

@@ -84,7 +84,8 @@ def prepare_weight(w: Any, activations: str, *, interleaved: bool = False, few_r
     data, scales = as_bytes(w.data), as_bytes(w.scales)
     if interleaved or layout != w.scale_layout:
         scales = _untiled(scales, w.shape, spec) if w.scale_layout == TILED else scales
-        scales = _gate_then_up(scales) if interleaved else scales
+        if interleaved and spec.whole != "tensor":
+            scales = _gate_then_up(scales[..., None])[..., 0] if spec.whole == "row" else _gate_then_up(scales)
         scales = _tiled(scales) if layout == TILED else scales
     data = _gate_then_up(data) if interleaved else data
     data = packed(data) if packing != w.packing else data

@@ -47,9 +47,10 @@ class QTensor:
     scales
         In the shape that `scale_layout` gives it: ``linear`` [*batch, M, K/block]; ``128x4`` [*batch, ⌈M/128⌉·128,
         ⌈K/block/4⌉·4] in the order that cuBLASLt and CUTLASS read; ``m_major`` [*batch, K/128, ⌈M/4⌉·4].
-        ``float8_e4m3fn`` (nvfp4), ``float8_e8m0fnu`` (mxfp4, mxfp8) or ``float32`` (fp8_block).
+        fp8_row: [*batch, M]; fp8_tensor: [*batch], or [1] without batches.
+        ``float8_e4m3fn`` (nvfp4), ``float8_e8m0fnu`` (mxfp4, mxfp8) or ``float32`` (all others).
     format
-        ``nvfp4``, ``mxfp4``, ``mxfp8``, ``fp8_block`` (1×128) or ``fp8_block_128x128``.
+        ``nvfp4``, ``mxfp4``, ``mxfp8``, ``fp8_block`` (1×128), ``fp8_block_128x128``, ``fp8_row`` or ``fp8_tensor``.
     shape
         The logical shape [*batch, M, K].
     scale_layout
@@ -214,6 +215,8 @@ def _validate(
     if offsets is not None:
         if len(shape) != 2:
             raise FormatError(f"QTensor: a grouped tensor is [M, K]; shape is {list(shape)}")
+        if spec.whole:
+            raise FormatError(f"QTensor: {spec.name} needs no offsets: pass them to grouped_gemm alone")
         if spec.block[0] != 1:
             raise FormatError(f"QTensor: {spec.name} has blocks of {spec.block[0]} rows and cannot be grouped")
         _expect("offsets", offsets, ("int32", "int64"), None)

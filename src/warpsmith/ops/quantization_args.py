@@ -19,6 +19,8 @@ ELEMENTS = 8
 SLAB = 128
 """Rows: the unit of the 128x4 layout and of a tile with four passes."""
 MAX_PARTIALS = 1024
+WHOLE_CTAS = 2048
+"""CTAs of a matrix with one scale, at most: each reads all partial maxima."""
 
 VECTOR_ROWS = 1
 VECTOR_CODES = 2
@@ -247,6 +249,37 @@ def quantize_128x128_launch(
     )
 
 
+def whole_launches(
+    format: str,
+    element_type: str,
+    *,
+    m: int,
+    k: int,
+    row_stride: int,
+    batches: int = 1,
+    batch_stride: int = 0,
+    x_address: int = 0,
+) -> tuple[Launch, ...]:
+    """Plan ``ws_quantize_whole``; arguments as for `quantize_launch`, pointers ``x, codes, scales, partials``.
+
+    Returns
+    -------
+    tuple of Launch
+        That which writes the codes; for ``fp8_tensor`` also the one of `matrix_amax` that goes before. It has no codes
+        and scales, and ``partials`` takes one 32-bit word for each CTA of each batch.
+    """
+    _check_size(m, k, 0)
+    flags = VECTOR_CODES
+    if _row_vectors(x_address, ELEMENT_BYTES[element_type], m, batches, row_stride, batch_stride):
+        flags |= VECTOR_ROWS
+    parts = min(m, MAX_PARTIALS)
+    tail = row_stride, batch_stride, m, k // ELEMENTS, batches, parts, flags
+    grid_y = min(batches, _MAX_GRID)
+    if FORMATS[format].whole == "row":
+        return (Launch((min(m, (1 << 31) - 1), grid_y, 1), THREADS, tail),)
+    return Launch((min(m, WHOLE_CTAS), grid_y, 1), THREADS, tail), Launch((parts, grid_y, 1), THREADS, tail)
+
+
 def dequantize_launch(
     format: str,
     *,
@@ -258,8 +291,8 @@ def dequantize_launch(
 ) -> Launch:
     """Plan ``ws_dequantize``, for codes aligned to 8 bytes and an output to 16.
 
-    Arguments are those of `quantize_launch`; the format may be ``fp8_block_128x128`` too. The pointers are
-    ``codes, scales, global_scale, offsets, out``.
+    Arguments are those of `quantize_launch`; the format may be any. The pointers are ``codes, scales, global_scale,
+    offsets, out``; fp8_tensor has a scale for each row here, as fp8_row.
     """
     _check_size(m, k, groups.number)
     spec = FORMATS[format]
@@ -271,6 +304,8 @@ def dequantize_launch(
     row_tiles = _row_tiles(slabs, m, padded_groups, row_shift, 4)
     scale_rows = slabs * SLAB if tiled else -(-m // spec.block[0])
     pitch, batch_scales, flags = _scale_layout(layout, scale_rows, blocks, m)
+    if spec.whole:
+        pitch, batch_scales, flags = 0, m, LAYOUT_M_MAJOR
     flags |= VECTOR_CODES | VECTOR_ROWS | _group_flags(groups, padded_groups)
     if format == _SQUARE:
         flags |= SQUARE_BLOCKS

@@ -50,9 +50,11 @@ def _decode_with(
     per_block = global_scale_blocks(global_scale, spec, checked)
     per_block = np.where(positive_finite(per_block), per_block, np.float32(np.nan))
 
-    block_rows, block = spec.block
+    block_rows, block = spec.scaled_together(rows, columns)
+    if spec.whole:
+        scales = scales.reshape(*batch, rows if spec.whole == "row" else 1, 1)
     linear = layouts.unpack(scales, scale_layout, -(-rows // block_rows), columns // block, offsets=checked)
-    if block_rows > 1:
+    if block_rows > 1 or rows == 0:
         linear = np.repeat(linear, block_rows, axis=-2)[..., :rows, :]
     total = math.prod(shape[:-1])
     code_rows, scale_rows = codes.reshape(total, codes.shape[-1]), linear.reshape(total, columns // block)

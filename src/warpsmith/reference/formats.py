@@ -33,11 +33,13 @@ class Format:
     element_bits : int
         Bits an element takes in memory.
     block : tuple of int
-        Rows and columns that share one scale.
+        Rows and columns that share one scale; where a row or a tensor does, what K must be a multiple of.
     scale : str
         Scale type: ``"ue4m3"``, ``"ue8m0"`` or ``"fp32"``.
     layouts : tuple of str
         The scale layouts that the format can have.
+    whole : str
+        ``"row"`` or ``"tensor"`` (each matrix of a batch) where that, and no block, has one scale.
     """
 
     name: str
@@ -46,11 +48,18 @@ class Format:
     block: tuple[int, int]
     scale: Literal["ue4m3", "ue8m0", "fp32"]
     layouts: tuple[str, ...]
+    whole: Literal["", "row", "tensor"] = ""
 
     @property
     def scale_dtype(self) -> np.dtype[Any]:
         """The NumPy dtype that scales are stored in."""
         return np.dtype(np.float32 if self.scale == "fp32" else np.uint8)
+
+    def scaled_together(self, rows: int, columns: int) -> tuple[int, int]:
+        """Rows and columns of a matrix that share one scale."""
+        if self.whole:
+            return (1, columns) if self.whole == "row" else (max(rows, 1), columns)
+        return self.block
 
     def code_columns(self, columns: int) -> int:
         """Bytes that a row of `columns` elements takes."""
@@ -65,6 +74,8 @@ FORMATS: Final[dict[str, Format]] = {
         Format("mxfp8", "e4m3", 8, (1, 32), "ue8m0", ("linear", "128x4")),
         Format("fp8_block", "e4m3", 8, (1, 128), "fp32", ("linear", "m_major")),
         Format("fp8_block_128x128", "e4m3", 8, (128, 128), "fp32", ("linear",)),
+        Format("fp8_tensor", "e4m3", 8, (1, 16), "fp32", ("linear",), "tensor"),
+        Format("fp8_row", "e4m3", 8, (1, 16), "fp32", ("linear",), "row"),
     )
 }
 

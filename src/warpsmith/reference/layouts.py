@@ -105,6 +105,10 @@ def scale_shape(
         raise FormatError(f"K = {columns} does not fit {format}: it must be a positive multiple of {block}")
     if groups is not None and (batch or block_rows != 1):
         raise FormatError(f"groups need a 2-D tensor and blocks of one row; given shape {shape} in format {format}")
+    if spec.whole:
+        if groups is not None:
+            raise FormatError(f"{format} needs no groups: leave offsets out")
+        return (*batch, rows) if spec.whole == "row" else tuple(batch) or (1,)
     scale_columns = columns // block
     if scale_layout == "linear":
         return (*batch, -(-rows // block_rows), scale_columns)

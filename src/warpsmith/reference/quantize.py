@@ -119,7 +119,7 @@ def _quantize_blocks(
     values: FloatArray, spec: Format, global_scale: FloatArray, rounding: str
 ) -> tuple[ByteArray, npt.NDArray[Any]]:
     """Quantize [rows, blocks, block]; blocks of several rows share one scale over all rows given."""
-    axes = 2 if spec.block[0] == 1 else (0, 2)
+    axes = 2 if spec.block[0] == 1 and spec.whole != "tensor" else (0, 2)
     amax_bits = (values.view(np.uint32) & np.uint32(0x7FFFFFFF)).max(axis=axes, keepdims=True)
     valid_global = positive_finite(global_scale)
     invalid = (amax_bits >= _INF_BITS) | ~valid_global
@@ -169,13 +169,14 @@ def quantize_with(
     per_block = global_scale_blocks(global_scale, spec, checked)
 
     codes = np.zeros((*shape[:-1], spec.code_columns(columns)), np.uint8)
-    linear = np.zeros(layouts.scale_shape(format, shape), spec.scale_dtype)
-    block_rows, block = spec.block
+    linear = np.full(layouts.scale_shape(format, shape), 0 if x.size else 1, spec.scale_dtype)
+    block_rows, block = spec.scaled_together(shape[-2], columns)
+    by_rows = block_rows == 1 and spec.whole != "tensor"
     # Blocks of one row do not see where a batch ends; taller ones must not cross it.
-    batches, rows = (1, math.prod(shape[:-1])) if block_rows == 1 else (math.prod(shape[:-2]), shape[-2])
+    batches, rows = (1, math.prod(shape[:-1])) if by_rows else (math.prod(shape[:-2]), shape[-2])
     x_rows = x.reshape(batches, rows, x.shape[-1])
     code_rows = codes.reshape(batches, rows, codes.shape[-1])
-    scale_rows = linear.reshape(batches, -(-rows // block_rows), linear.shape[-1])
+    scale_rows = linear.reshape(batches, -(-rows // block_rows), columns // block) if x.size else linear
     used = rows if checked is None else int(checked[-1])
     with np.errstate(all="ignore"):
         for batch in range(batches):
@@ -186,7 +187,7 @@ def quantize_with(
                 first = part.start // block_rows
                 code_rows[batch, part] = part_codes
                 scale_rows[batch, first : first + len(part_scales)] = part_scales
-    return codes, layouts.pack(linear, scale_layout, offsets=checked)
+    return codes, linear if spec.whole else layouts.pack(linear, scale_layout, offsets=checked)
 
 
 def quantize(
@@ -205,7 +206,8 @@ def quantize(
     x : ndarray
         float32, float16 or bfloat16, [..., M, K]; [M, K] with `offsets`.
     format : str
-        ``"nvfp4"``, ``"mxfp4"``, ``"mxfp8"``, ``"fp8_block"`` or ``"fp8_block_128x128"``.
+        ``"nvfp4"``, ``"mxfp4"``, ``"mxfp8"``, ``"fp8_block"``, ``"fp8_block_128x128"``, ``"fp8_row"`` or
+        ``"fp8_tensor"``.
     scale_layout : str
         ``"linear"``, ``"128x4"`` (one-byte scales) or ``"m_major"`` (``fp8_block``).
     global_scale : float or float32 array, optional

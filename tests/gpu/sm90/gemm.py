@@ -118,7 +118,7 @@ def arguments(
     )
     d_map = bytes(128)
     if stores:
-        flags |= 1 << 14
+        flags |= 1 << 16
         d_map = tensor_map(d[:, : a.shape[1], : case.n], 16)
     pointers = (*scales, d, bias, *factors, index, workspace, arrivals)
     strides = (0 if x is None else x.stride(0) * x.element_size() for x in (*scales, bias))

@@ -17,6 +17,7 @@ _SHORT = {"bf16": "bf16", "fp16": "fp16", "fp8_block": "fp8"}
 VARIANTS: dict[str, tuple[Variant, Tile]] = {
     f"{_SHORT[a]}_{variant.tile}": (variant, tile_of(a, variant.tile))
     for a, b in PAIRS
+    if a in _SHORT
     for variant in KERNEL.variants
     if variant.name.startswith(pair(a, b))
 }

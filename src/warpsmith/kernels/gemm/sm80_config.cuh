@@ -11,9 +11,10 @@
 #define WS_MXFP4 3
 #define WS_MXFP8 4
 #define WS_FP8_BLOCK 5
+#define WS_FP8_ROW 6  // fp8_tensor too
 
 #if !defined(WS_A_FORMAT) || !defined(WS_B_FORMAT)
-#error "WS_A_FORMAT and WS_B_FORMAT must be one of WS_BF16, WS_FP16, WS_NVFP4, WS_MXFP4, WS_MXFP8, WS_FP8_BLOCK"
+#error "WS_A_FORMAT and WS_B_FORMAT must be one of WS_BF16, WS_FP16, WS_NVFP4, WS_MXFP4, WS_MXFP8, WS_FP8_BLOCK, WS_FP8_ROW"
 #endif
 
 namespace ws {
@@ -25,6 +26,7 @@ enum class Format {
   mxfp4 = WS_MXFP4,
   mxfp8 = WS_MXFP8,
   fp8_block = WS_FP8_BLOCK,
+  fp8_row,
   of_a = WS_A_FORMAT,
   of_b = WS_B_FORMAT
 };
@@ -33,9 +35,9 @@ WS_DEVICE constexpr u32 element_bits(Format f) {
   return f == Format::bf16 || f == Format::fp16 ? 16 : f == Format::nvfp4 || f == Format::mxfp4 ? 4 : 8;
 }
 
-// Elements along K that share a scale; 0 where there is none.
+// Elements along K that share a scale; 0 where there is none. Those of fp8_row multiply D.
 WS_DEVICE constexpr u32 scale_block(Format f) {
-  return element_bits(f) == 16 ? 0 : f == Format::nvfp4 ? 16 : f == Format::fp8_block ? 128 : 32;
+  return element_bits(f) == 16 || f == Format::fp8_row ? 0 : f == Format::nvfp4 ? 16 : f == Format::fp8_block ? 128 : 32;
 }
 
 // nvfp4's scales are multiplied into the elements: value · scale has at most 6 significant bits and lies in
@@ -47,6 +49,8 @@ WS_DEVICE constexpr bool scales_sums(Format f) { return scale_block(f) != 0 && f
 enum : bool { kBothPlain = element_bits(Format::of_a) == 16 && element_bits(Format::of_b) == 16 };
 enum : bool { kAnyNibbles = element_bits(Format::of_a) == 4 || element_bits(Format::of_b) == 4 };
 enum : bool { kBf16 = Format::of_a == Format::bf16 || Format::of_b == Format::bf16 };  // the MMA's type; else fp16
+enum : bool { kRowScaled = Format::of_a == Format::fp8_row };
+static_assert(kRowScaled == (Format::of_b == Format::fp8_row), "both or none");
 static_assert(!kBf16 || (Format::of_a != Format::fp16 && Format::of_b != Format::fp16),
               "neither of bf16 and fp16 holds the other's values");
 

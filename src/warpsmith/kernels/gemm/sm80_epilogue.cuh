@@ -118,6 +118,17 @@ WS_DEVICE void stage_part(const Sums& sums, float* part) {
   }
 }
 
+// fp8_tensor, fp8_row: times the scales of a row of A and of four rows of B.
+WS_DEVICE float4 scale_values(const float4& v, const Problem& p, const Tile& tile, u32 row, u32 column) {
+  const u8* const of_a = p.is_grouped() ? p.a_scales : p.a_scales + tile.batch * p.a_scale_batch;
+  const float* const a = reinterpret_cast<const float*>(of_a);
+  const float* const b = reinterpret_cast<const float*>(p.b_scales + tile.batch * p.b_scale_batch);
+  const float by = a[p.flags & kOneScaleA ? 0 : row];
+  if (p.flags & kOneScaleB) return {v.x * by * b[0], v.y * by * b[0], v.z * by * b[0], v.w * by * b[0]};
+  const float4 c = *reinterpret_cast<const float4*>(b + column);
+  return {v.x * by * c.x, v.y * by * c.y, v.z * by * c.z, v.w * by * c.w};
+}
+
 // `d` is that of the tile's batch, `row` and `column` the part's place in the tile.
 WS_DEVICE void write_part(const float* part, const Problem& p, u8* d, const Tile& tile, float alpha, u32 row, u32 column) {
   // what elements were too small by
@@ -131,6 +142,7 @@ WS_DEVICE void write_part(const float* part, const Problem& p, u8* d, const Tile
     if (row + in_row >= tile.rows || column + in_column >= tile.columns) continue;
     float4 v = *reinterpret_cast<const float4*>(part + in_row * Part::kStride + in_column);
     const u32 d_column = tile.column + column + in_column;
+    if constexpr (kRowScaled) v = scale_values(v, p, tile, tile.row + row + in_row, d_column);
     const float4 b = load_bias(bias, bias_type, d_column);
     v = {v.x * deficit * alpha + b.x, v.y * deficit * alpha + b.y, v.z * deficit * alpha + b.z,
          v.w * deficit * alpha + b.w};

@@ -6,6 +6,7 @@
 // batched, grouped and masked problems, all types of D, bias and scale layout; macros choose what shapes the inner loop:
 //
 //   WS_A_FORMAT, WS_B_FORMAT          WS_BF16 WS_FP16 WS_NVFP4 WS_MXFP4 WS_MXFP8 WS_FP8_BLOCK (A 1 x 128, B 128 x 128)
+//                                     WS_FP8_ROW (fp8_tensor too; the same for both)
 //   WS_TILE_M, WS_TILE_N, WS_TILE_K   tile of D, and K of a stage
 //   WS_WARPS_M, WS_WARPS_N            warps along the tile
 //   WS_WARPS_K                        warps that divide a stage's K
@@ -19,6 +20,7 @@
 //   nvfp4      element · scale, at most 6 significant bits within 2^−10..2688, 2^7 times smaller: fits fp16 and bf16
 //   mxfp4/8    the bare element; both scales multiply the fp32 sum over their 32 of K: powers of two, whose product is
 //   fp8_block  rounded once for fp8_block and exact for the others unless it leaves fp32's range
+//   fp8_row    the bare element; the scales multiply the sum over all of K
 // Products are exact in fp32. Unscaled sums grow in the tensor core's accumulator over all of K (it truncates: within
 // 3e-9 · K of the norm); scaled ones are short and added by rounding fused multiply-adds. Splits and warps that divide K
 // add a handful of rounded fp32 additions.

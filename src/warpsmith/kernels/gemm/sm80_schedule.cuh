@@ -14,6 +14,8 @@ namespace ws {
 enum : u32 {
   kTiledScalesA = 1 << 7,  // 128x4 (bytes) or m_major (fp32), not linear
   kTiledScalesB = 1 << 8,
+  kOneScaleA = 1 << 14,  // fp8_tensor: not one scale for each row
+  kOneScaleB = 1 << 15,
 };
 
 struct Problem {

@@ -8,6 +8,7 @@
 #define WS_BF16 0
 #define WS_FP16 1
 #define WS_FP8_BLOCK 5
+#define WS_FP8_ROW 6  // fp8_tensor too
 
 #ifndef WS_CLUSTER
 #define WS_CLUSTER 1
@@ -29,6 +30,9 @@
 #endif
 #ifndef WS_ACTIVATES
 #define WS_ACTIVATES 1
+#endif
+#ifndef WS_PERIOD
+#define WS_PERIOD 0
 #endif
 #ifndef WS_BAND
 #define WS_BAND 8
@@ -78,11 +82,16 @@ using Sums = float[kM64][kN / 2];
 
 // fp8_block: sums over 128 of K, times the fp32 scales of A and B, are added to those of D.
 // With two buffers the next sums are under way while the last ones are added.
-constexpr bool kPromoted = kType == WgmmaType::e4m3;
+constexpr bool kPromoted = WS_A_FORMAT == WS_FP8_BLOCK;
 // Activations are of 16-bit operands: a stage of fp8_block has one scale for all rows of B, and a gate's differ from those
 // of what it gates. Some tiles leave them out: beside them ptxas makes their MMAs wait for each other.
-constexpr bool kActivates = !kPromoted && WS_ACTIVATES;
+constexpr bool kActivates = kType != WgmmaType::e4m3 && WS_ACTIVATES;
+// fp8_tensor, fp8_row: sums over all of K are scaled. The tensor cores add in fewer bits than fp32 has: what they have
+// summed over kPeriod stages is added in fp32, unless that is 0.
+constexpr bool kScaled = WS_A_FORMAT == WS_FP8_ROW;
+constexpr u32 kPeriod = WS_PERIOD, kTurn = 4;  // periods in a turn of the loop
 constexpr u32 kBuffers = WS_BUFFERS;
+static_assert(kPeriod == 0 || kM64 == 1, "one MMA tile a warpgroup");
 static_assert(!kPromoted || (kM64 == 1 && kTileN <= 128), "one MMA tile a warpgroup, one of 128 x 128 scales a stage");
 using Part = float[kN / 2];
 // Their products then are in registers that only PTX names: wgmma_hidden.cuh.
@@ -141,6 +150,7 @@ struct Shared {
   static constexpr u32 kBytes = kLast + 16;
   static_assert(Scales::kBytes % 16 == 0 && kTiles % 16 == 0, "aligned for bulk copies");
   static_assert(kBytes <= kLimit && kStages >= 2, "shared memory of a block");
+  static_assert(kPeriod == 0 || kStages >= 2 * kPeriod, "two periods under way");
 };
 
 // A place in the ring of stages; producer and consumers each walk their own.

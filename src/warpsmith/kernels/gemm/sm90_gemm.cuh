@@ -38,6 +38,7 @@
 #include "gemm/sm90_main_loop.cuh"
 #include "gemm/sm90_producer.cuh"
 #include "gemm/sm90_promoted.cuh"
+#include "gemm/sm90_scaling.cuh"
 #include "gemm/sm90_schedule.cuh"
 
 namespace ws {
@@ -62,11 +63,15 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
     Sums sums;
     if constexpr (kPromoted) {
       add_promoted_stages(sums, ring, place, p, tile);
+    } else if constexpr (kPeriod != 0) {
+      add_periods(sums, ring, place, tile.stages);
     } else {
       add_stages(sums, ring, place, tile.stages);
     }
     if (!add_parts(sums, exchange, p, load_tile(slots.slot()), place, ring.base)) continue;
-    write_d(sums, p, load_tile(slots.slot()), place, ring.base);  // read again: fewer registers in between
+    // read again: fewer registers in between
+    if constexpr (kScaled) scale_sums(sums, p, load_tile(slots.slot()), place);
+    write_d(sums, p, load_tile(slots.slot()), place, ring.base);
   }
   if constexpr (kStores) wait_for_stores_to_read<0>();  // of this block's shared memory
 }

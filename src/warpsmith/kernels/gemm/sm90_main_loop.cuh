@@ -44,7 +44,7 @@ WS_DEVICE void multiply_stage(Sums& sums, const Ring& ring, const Place& place, 
   wgmma_commit();
 }
 
-// The product over a stage of fp8_block.
+// The product over a stage of e4m3.
 WS_DEVICE void multiply_part(Part& part, const Ring& ring, const Place& place) {
   const u64 left = wgmma_operand(ring.left() + place.left() * kRowBytes);
   const u64 right = wgmma_operand(ring.right() + place.right() * kRowBytes);
@@ -68,6 +68,81 @@ WS_DEVICE void add_stages(Sums& sums, Ring& ring, const Place& place, u32 stages
 #pragma unroll
   for (u32 i = 0; i < kM64; ++i) hold_sums(sums[i]);
   release_stage(before, place.lane);
+}
+
+// ---- fp8_row, fp8_tensor ------------------------------------------------------------------------------------------
+
+// Sums of kPeriod stages, whose MMAs may be under way.
+struct Period {
+  Part part;
+  u32 empty[kPeriod == 0 ? 1 : kPeriod];
+
+  WS_DEVICE void start(Ring& ring, const Place& place) {
+#pragma unroll
+    for (u32 i = 0; i < kPeriod; ++i) {
+      mbarrier_wait(ring.full(), ring.parity);
+      empty[i] = ring.empty();
+      const u64 left = wgmma_operand(ring.left() + place.left() * kRowBytes);
+      const u64 right = wgmma_operand(ring.right() + place.right() * kRowBytes);
+      if (i == 0) {
+        wgmma_fence();
+        Wgmma<kN>::product_e4m3(part, left, right);
+      } else {
+#pragma unroll
+        for (u32 step = 0; step < kRowBytes / kStepBytes; ++step) {
+          Wgmma<kN>::template multiply_add<kType>(part, left + step * kStepBytes / 16, right + step * kStepBytes / 16, 1u);
+        }
+      }
+      ring.advance();
+    }
+    wgmma_commit();
+  }
+
+  // Its MMAs have ended.
+  WS_DEVICE void add(Sums& sums, const Place& place) {
+    hold_sums(part);
+#pragma unroll
+    for (u32 i = 0; i < kPeriod; ++i) release_stage(empty[i], place.lane);
+#pragma unroll
+    for (u32 c = 0; c < kN / 2; ++c) sums[0][c] += part[c];
+    hold_sums(sums[0]);
+  }
+};
+
+template <u32 kNumber>
+WS_DEVICE void add_period_turn(Sums& sums, Period& last, Period& next, Ring& ring, const Place& place) {
+  if constexpr (kNumber < kTurn) {
+    next.start(ring, place);
+    wgmma_wait<1>();
+    last.add(sums, place);
+    add_period_turn<kNumber + 1>(sums, next, last, ring, place);
+  } else {
+    wgmma_wait<0>();
+    last.add(sums, place);
+  }
+}
+
+// A period's sums are added while the next one's MMAs run, as those of a stage of fp8_block.
+WS_DEVICE void add_periods(Sums& sums, Ring& ring, const Place& place, u32 stages) {
+#pragma unroll
+  for (u32 c = 0; c < kN / 2; ++c) sums[0][c] = 0.0f;
+#pragma unroll 1
+  for (; stages >= kTurn * kPeriod; stages -= kTurn * kPeriod) {
+    Period first, second;
+    first.start(ring, place);
+    add_period_turn<1>(sums, first, second, ring, place);
+  }
+#pragma unroll 1
+  for (; stages != 0; --stages, ring.advance()) {
+    Part part;
+    mbarrier_wait(ring.full(), ring.parity);
+    multiply_part(part, ring, place);
+    wgmma_wait<0>();
+    hold_sums(part);
+    release_stage(ring.empty(), place.lane);
+#pragma unroll
+    for (u32 c = 0; c < kN / 2; ++c) sums[0][c] += part[c];
+  }
 }
 
 // ---- fp32 scales --------------------------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ enum : u32 {
   kGlobalAPerBatch = 1 << 10,
   kGlobalBPerBatch = 1 << 11,
   kActivationShift = 12,    // of two bits: 0: none
-  kStoresByMap = 1 << 14,   // D has a tensor map: 16-bit elements, rows aligned to 16 bytes
+  kStoresByMap = 1 << 16,   // D has a tensor map: 16-bit elements, rows aligned to 16 bytes
+  kOneScaleA = 1 << 14,     // fp8_tensor: not one scale for each row
+  kOneScaleB = 1 << 15,
 };
 enum : u32 { kGated = 1, kSquaredRelu = 2, kSwiglu = 3 };  // swiglu: gated, without a look at the numbers of `Gate`
 enum : u32 { kOutBf16 = 0, kOutFp16 = 1, kOutFp32 = 2 };
