@@ -73,6 +73,8 @@ TILES = {
     "t128x128": Tile(128, 128),
     "t128x64": Tile(128, 64),
     "t64x128": Tile(64, 128),
+    "s192": Tile(192, 64, swap=True),
+    "s136": Tile(136, 256, swap=True),
     "s64k2": Tile(64, 64, swap=True, groups=1, parts=2),
     "s32": Tile(32, 64, swap=True, groups=1, blocks=2),
     "s32k2": Tile(32, 64, swap=True, groups=1, blocks=2, parts=2),
@@ -84,7 +86,9 @@ TILES = {
 """By name: `t` for tiles whose rows of A are the 64-row operand, `s` (swapped) for others, `k2` for two parts of K."""
 _ONE_BUFFER = ("t128x64", "t64x128", "s32")
 FP8_TILES = {
-    name: tile if name in _ONE_BUFFER else tile._replace(buffers=2) for name, tile in TILES.items() if tile.n <= 128
+    name: tile if name in _ONE_BUFFER else tile._replace(buffers=2)
+    for name, tile in TILES.items()
+    if name not in ("t128x256", "s136", "s192")
 }
 """Those of fp8_block."""
 ROW_TILES = {
@@ -92,17 +96,15 @@ ROW_TILES = {
     for name in ("t128x128", "t128x64", "t64x128", "s32", "s16", "s16k2", "s8", "s8k2")
 }
 """Those of fp8_row and fp8_tensor."""
-_BLOCKS_ALONE = ("s64k2",)
-"""Tiles of which ptxas makes MMAs wait for each other beside the activations of 16-bit products (C7514)."""
+_PRODUCT_ALONE = ("s64k2", "s136", "s192")
+"""Tiles without activations: beside them ptxas makes the MMAs of s64k2 and s136 wait for each other (C7514)."""
 
 
 def tiles_of(a: str) -> dict[str, Tile]:
     """The tiles where A is of format `a`, by name."""
     if a == "fp8_row":
         return ROW_TILES
-    if a == "fp8_block":
-        return FP8_TILES
-    return {name: tile for name, tile in TILES.items() if name not in _BLOCKS_ALONE}
+    return FP8_TILES if a == "fp8_block" else TILES
 
 
 def tile_of(a: str, name: str) -> Tile:
@@ -110,10 +112,19 @@ def tile_of(a: str, name: str) -> Tile:
     return tiles_of(a)[name]
 
 
-_WITNESS_ROWS = {"t128x64": 128, "t64x128": 64, "s64k2": 64, "s32": 32, "s32k2": 32, "s16": 16}
+_WITNESS_ROWS = {
+    "s136": 800,
+    "s192": 192,
+    "t128x64": 128,
+    "t64x128": 64,
+    "s64k2": 64,
+    "s32": 32,
+    "s32k2": 32,
+    "s16": 16,
+}
 _WITNESS_ROWS |= {"s16k2": 16, "s8": 8, "s8k2": 8}
-_NARROW, _WIDE = 1024, 16384
-"""Columns: few for any GPU; more than any rule's."""
+_NARROW, _WIDE, _TWO_WAVES_OF_48 = 1024, 16384, 80 * 48
+"""Columns: few for any GPU; more than any rule's; and for the multiprocessors that witnesses are resolved for."""
 _LARGE = 4096
 
 _MMA = {"bf16": r"HGMMA\.64x\d+x16\.F32\.BF16", "fp16": r"HGMMA\.64x\d+x16\.F32$", "fp8": r"QGMMA\.64x\d+x32"}
@@ -123,7 +134,7 @@ _LOADS = ("UTMALDG\\.3D", "SYNCS\\.ARRIVE", "WARPGROUP\\.DEPBAR", "STSM\\.16", "
 def _witnesses(a: str, format: str, name: str) -> tuple[Problem, ...]:
     """A problem that the tile is chosen for: with 16-bit operands t128x128 is for groups alone."""
     found = witness(format, _WITNESS_ROWS.get(name, _LARGE))
-    sizes = {"n": _NARROW if tile_of(a, name).parts > 1 else _WIDE}
+    sizes = {"n": _TWO_WAVES_OF_48 if name in ("s136", "s192") else _NARROW if tile_of(a, name).parts > 1 else _WIDE}
     found = found._replace(dims=tuple((d, sizes.get(d, size)) for d, size in found.dims))
     if name == "t128x128" and a in PLAIN:
         dims = {**dict(found.dims), "m": 256, "batches": 8}
@@ -146,6 +157,9 @@ def _variant(a: str, b: str, name: str) -> Variant:
         "PARTS": tile.parts,
         **({"PERIOD": tile.period} if tile.period else {}),
     }
+    activations = ACTIVATIONS if a in PLAIN and name not in _PRODUCT_ALONE else ()
+    if a in PLAIN and not activations:
+        sizes["ACTIVATES"] = 0
     return Variant(
         name=f"{format}_{name}",
         macros=(
@@ -157,7 +171,7 @@ def _variant(a: str, b: str, name: str) -> Variant:
         witnesses=_witnesses(a, format, name),
         tile=name,
         instructions=(Instructions((_MMA[a if a in PLAIN else "fp8"], *_LOADS), CAPABILITIES, "a"),),
-        activations=ACTIVATIONS if a in PLAIN else (),
+        activations=activations,
         tolerance=0.0 if a in PLAIN else FP8_TOLERANCE,
     )
 
@@ -190,7 +204,17 @@ _FEW = Bound(("n", "batches"), maximum=32, per_sm=True)
 """Two blocks for each 64 columns have a multiprocessor each: parts of K, or tiles of rows."""
 _SMALL = Bound(("m", "n", "batches"), maximum=512, per_sm=True)
 """Likewise for each tile of 16 × 64."""
-_LONG, _LONGER = (Bound(("k",), minimum=k) for k in (1024, 4096))
+_LONG, _HALF_LONG, _LONGER = (Bound(("k",), minimum=k) for k in (1024, 2048, 4096))
+_TWO_WAVES = (Bound(("m",), 6 * 128 + 1, 6 * 136), Bound(("n", "batches"), 65, 85, per_sm=True))
+"""Six rows of tiles of 136 × 256 are two waves, seven of 128 × 256 more."""
+_ONE_WAVE = (Bound(("m",), 4 * 128 + 1, 4 * 136), Bound(("n", "batches"), 52, 64, per_sm=True))
+"""Four such rows are one wave, five of 128 × 256 more."""
+_HALF_FULL = tuple(Bound(("m", "n", "batches"), 32768 * w + 10923, 32768 * w + 16384, per_sm=True) for w in (1, 3))
+"""The last wave of tiles of 128 × 256 would be a third to half full: too much for the tail's splits."""
+_MORE_THAN_128 = Bound(("m",), 129, 192)
+_MORE_THAN_32 = Bound(("m",), 33, 64)
+_NEARLY_ENOUGH = Bound(("n", "batches"), minimum=24, per_sm=True)
+"""With two parts of K, tiles of 192 × 64 have most multiprocessors."""
 _HALF_A_WAVE = Bound(("m", "n", "batches"), maximum=16384, per_sm=True)
 """Tiles of 128 × 256 would leave half the multiprocessors without any."""
 _SIXTEEN_BITS = (("format", _PLAIN),)
@@ -222,13 +246,19 @@ TUNING = (
     _rule("s32k2", _FEW, _LONGER, m=32, fields=_NOT_WHOLE + _DENSE),
     _rule("s64k2", _FEW, _LONGER, m=64, fields=_BLOCKS + _DENSE),
     _rule("s16k2", _SMALL, _LONG, m=128, fields=_DENSE),
+    _rule("s64k2", _MORE_THAN_32, _FEW, _HALF_LONG, fields=_SIXTEEN_BITS + _DENSE),
     _rule("s32", m=32),
-    _rule("s64k2", _LONGER, m=128, n=1024, fields=_BLOCKS + _DENSE),
+    _rule("s64k2", _LONGER, m=128, n=1024, fields=_DENSE),
     _rule("s32", m=64, n=4096, fields=_DENSE),
     _rule("s32", m=128, n=1024, fields=_DENSE),
     _rule("t64x128", m=64),
     _rule("t128x64", m=128, fields=_DENSE),
+    _rule("s192", _MORE_THAN_128, _NEARLY_ENOUGH, _LONGER, fields=_SIXTEEN_BITS + _DENSE),
     _rule("t128x64", _FEW, m=256, fields=_DENSE),
+    _rule("s192", _MORE_THAN_128, fields=_SIXTEEN_BITS + _DENSE),
+    _rule("s136", *_ONE_WAVE, fields=_SIXTEEN_BITS + _DENSE),
+    _rule("s136", *_TWO_WAVES, fields=_SIXTEEN_BITS + _DENSE),
+    *(_rule("t128x128", some, fields=_SIXTEEN_BITS + _DENSE) for some in _HALF_FULL),
     _rule("t128x128", m=128),
     _rule("t128x128", _HALF_A_WAVE, fields=_DENSE),
     _rule("t128x256", fields=_SIXTEEN_BITS),
@@ -238,6 +268,7 @@ SPLITS = (
     SplitRule(KERNEL.name, "s32", most=2, units_per_sm=2, part_k=2048),
     SplitRule(KERNEL.name, "t64x128", most=2, units_per_sm=1, part_k=2048),
     SplitRule(KERNEL.name, "t128x64", most=2, units_per_sm=1, part_k=2048),
+    SplitRule(KERNEL.name, "s192", most=2, units_per_sm=1, part_k=2048),
     SplitRule(KERNEL.name, "t128x256", tail=3, part_k=128),
     SplitRule(KERNEL.name, "t128x128", tail=4, part_k=1024, waves=40),
 )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .kernels import VARIANTS, for_racecheck, tile
+from .kernels import VARIANTS, activates, for_racecheck, tile
 
 
 def check(variant: str, folder: Path | None, seed: int, budget: float, most: float, results: Any) -> None:
@@ -22,7 +22,7 @@ def check(variant: str, folder: Path | None, seed: int, budget: float, most: flo
     from .gemm import problems
 
     start, count, failed, worst = time.monotonic(), 0, 0, 0.0
-    for case in cases(variant.partition("_")[0], tile(variant).m):
+    for case in cases(variant.partition("_")[0], tile(variant).m, activates(variant)):
         if time.monotonic() - start > budget:
             break
         if case.multiplications > most:

@@ -75,8 +75,8 @@ class Case:
         return " ".join(f"{name}={value}"[:60] for name, value in given.items())
 
 
-def cases(format: str, tile_m: int) -> Iterator[Case]:
-    """All cases for a variant of `format` whose tiles have `tile_m` rows."""
+def cases(format: str, tile_m: int, activates: bool) -> Iterator[Case]:
+    """All cases for a variant of `format` whose tiles have `tile_m` rows; with activations if it has them."""
     fp8 = format == "fp8"
     ks = (128, 256, 384, 1152) if fp8 else (8, 64, 72, 128, 200, 1096)
     out, bias = itertools.cycle(OUTPUTS), itertools.cycle(_BIASES)
@@ -84,7 +84,7 @@ def cases(format: str, tile_m: int) -> Iterator[Case]:
     odd = itertools.cycle((False, False, True, False, False, False, True))
     rows, wide = itertools.cycle((False, True)), itertools.cycle((0, 1, 0))
     every = itertools.chain(_dense(ks, tile_m), _grouped(ks), _masked(ks), _wrong_index(ks))
-    for case in every if fp8 else itertools.chain(_activated(ks), every):
+    for case in itertools.chain(_activated(ks), every) if activates else every:
         yield replace(
             case,
             out=next(out),

@@ -33,6 +33,11 @@ def tile(name: str) -> Tile:
     return VARIANTS[name][1]
 
 
+def activates(name: str) -> bool:
+    """Whether a variant has activations in its epilogue."""
+    return bool(VARIANTS[name][0].activations)
+
+
 def cubin(name: str, target: Target, folder: Path | None = None) -> bytes:
     """A variant's cubin: ``NAME.cubin`` of the folder, if it is there, or compiled and put there."""
     path = None if folder is None else folder / f"{name}.cubin"

@@ -14,14 +14,14 @@ if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0)
 
 from .cases import Case, cases  # noqa: E402 - they need torch and a GPU
 from .gemm import Launch, load, problems  # noqa: E402
-from .kernels import VARIANTS, tile  # noqa: E402
+from .kernels import VARIANTS, activates, tile  # noqa: E402
 from .problem import make_problem  # noqa: E402
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_every_case_is_right(variant: str) -> None:
-    for seed, case in enumerate(cases(variant.partition("_")[0], tile(variant).m)):
+    for seed, case in enumerate(cases(variant.partition("_")[0], tile(variant).m, activates(variant))):
         found, _ = problems(variant, case, None, seed)
         assert found == [], case
 
