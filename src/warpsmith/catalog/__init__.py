@@ -3,20 +3,32 @@
 
 from __future__ import annotations
 
-from warpsmith.catalog import fp4_gemm, fp4_quantization, fused_moe, gemm, gemm_sm90, gemm_stream, moe_decode
+from warpsmith.catalog import (
+    fp4_gemm,
+    fp4_quantization,
+    fused_moe,
+    gemm,
+    gemm_mixed,
+    gemm_sm90,
+    gemm_stream,
+    moe_decode,
+)
 from warpsmith.catalog.promises import PROMISES
 from warpsmith.catalog.spec import Catalog
 
 CATALOG = Catalog(
     operations=(*fp4_quantization.OPERATIONS, *gemm.OPERATIONS, *fused_moe.OPERATIONS, *moe_decode.OPERATIONS),
     kernels=(
-        *(*fp4_quantization.KERNELS, *fp4_gemm.KERNELS, gemm_sm90.KERNEL, *gemm_stream.KERNELS),
+        *(*fp4_quantization.KERNELS, *fp4_gemm.KERNELS, gemm_sm90.KERNEL, *gemm_stream.KERNELS, gemm_mixed.KERNEL),
         *(*gemm.KERNELS, *fused_moe.KERNELS, *moe_decode.KERNELS),
     ),
     promises=PROMISES,
-    tuning=(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *gemm_sm90.TUNING, *gemm.TUNING, *moe_decode.TUNING),
+    tuning=(
+        *(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *gemm_sm90.TUNING, *gemm_mixed.TUNING),
+        *(*gemm.TUNING, *moe_decode.TUNING),
+    ),
     estimates=fp4_gemm.ESTIMATES,
-    splits=gemm_sm90.SPLITS,
+    splits=(*gemm_sm90.SPLITS, *gemm_mixed.SPLITS),
 )
 """The one catalog."""
 

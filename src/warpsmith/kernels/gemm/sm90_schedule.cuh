@@ -22,6 +22,7 @@ enum : u32 {
   kIndex64 = 1 << 6,        // index is i64, not i32
   kConstantB = 1 << 7,      // the kernel before this one in the stream writes neither B nor its scales
   kRowScalesB = 1 << 8,     // fp8_block: B's scales are 1 x 128, m_major, not 128 x 128
+  kTiledScalesB = 1 << 8,   // mixed: B's scales are tiled, 128 x 4, not linear
   kAlphaPerBatch = 1 << 9,  // one value for each batch or group, not one
   kGlobalAPerBatch = 1 << 10,
   kGlobalBPerBatch = 1 << 11,
