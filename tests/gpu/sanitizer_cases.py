@@ -17,10 +17,11 @@ from warpsmith.arch import default_target
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.gemm import PAIRS
+from warpsmith.catalog.gemm_mixed import PAIRS as MIXED
 from warpsmith.catalog.gemm_stream import PAIRS as STREAMED
 from warpsmith.catalog.plan import plan
 from warpsmith.evidence.cases import DTYPES, Case
-from warpsmith.evidence.gemm import GemmCase, gemm_cases, stream_cases
+from warpsmith.evidence.gemm import GemmCase, gemm_cases, mixed_cases, stream_cases
 from warpsmith.evidence.moe_cases import MoeCase, SortCase, all_moe_cases
 from warpsmith.evidence.verify import verify
 from warpsmith.runtime.device import device_facts
@@ -38,6 +39,7 @@ def gemm() -> list[GemmCase]:
     """Small products of each pair: tails, bias, padding, groups with 0 and 1 rows, counts, splits of K."""
     found = [c for a, b in PAIRS for c in gemm_cases(a, b)]
     found += [c for a, b in STREAMED for c in stream_cases(a, b)]
+    found += [c for a, b in MIXED for c in mixed_cases(a, b)]
     found = [c for c in found if c.kind in ("normal", "not_finite")]
     return [c for c in found if (sum(c.rows) or c.batches * c.m) * c.n * c.k <= MOST_GEMM]
 

@@ -118,7 +118,7 @@ def test_the_kernel_for_few_rows_is_given_what_it_needs(a: str, b: str) -> None:
     assert kernels.count("sm90_stream_gemm") >= 8
     assert kernels.count("sm90_stream_pair_gemm") >= 1
     for case, kernel in zip(ran, kernels, strict=True):
-        if kernel != "sm80_gemm":
+        if "stream" in kernel:
             assert [mismatch for mismatch, _ in run(case, tile="stream", row=kernel)] == [""], case
 
 
@@ -199,7 +199,7 @@ def test_a_forced_tile_is_forced_where_it_exists_and_nowhere_else() -> None:
     forced = replace(CATALOG, tuning=device._forcing(CATALOG, "rows8"))
     for format, tile in (("bf16_x_nvfp4", "rows8"), ("fp16_x_nvfp4", "large")):
         problem = CATALOG.operation("gemm").problem({"format": format, "m": 4096})
-        choice = resolve(forced, problem, FACTS).choice
+        choice = resolve(forced, problem, PORTABLE).choice
         assert choice is not None
         assert choice.variant == f"{format}_{tile}"
 

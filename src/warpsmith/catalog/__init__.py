@@ -8,6 +8,7 @@ from warpsmith.catalog import (
     fp4_quantization,
     fused_moe,
     gemm,
+    gemm_mixed,
     gemm_packed,
     gemm_sm90,
     gemm_stream,
@@ -19,16 +20,16 @@ from warpsmith.catalog.spec import Catalog
 CATALOG = Catalog(
     operations=(*fp4_quantization.OPERATIONS, *gemm.OPERATIONS, *fused_moe.OPERATIONS, *moe_decode.OPERATIONS),
     kernels=(
-        *(*fp4_quantization.KERNELS, *fp4_gemm.KERNELS, gemm_sm90.KERNEL, *gemm_stream.KERNELS),
+        *(*fp4_quantization.KERNELS, *fp4_gemm.KERNELS, gemm_sm90.KERNEL, *gemm_stream.KERNELS, gemm_mixed.KERNEL),
         *(*gemm_packed.KERNELS, *gemm.KERNELS, *fused_moe.KERNELS, *moe_decode.KERNELS),
     ),
     promises=PROMISES,
     tuning=(
-        *(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *gemm_sm90.TUNING, *gemm_packed.TUNING),
+        *(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *gemm_sm90.TUNING, *gemm_mixed.TUNING, *gemm_packed.TUNING),
         *(*gemm.TUNING, *moe_decode.TUNING),
     ),
     estimates=fp4_gemm.ESTIMATES,
-    splits=gemm_sm90.SPLITS,
+    splits=(*gemm_sm90.SPLITS, *gemm_mixed.SPLITS),
 )
 """The one catalog."""
 

@@ -62,6 +62,8 @@ _STREAMED = (
     *("fp16_x_nvfp4", "fp16_x_fp8_block_128x128"),
 )
 _PACKED = ("bf16_x_nvfp4", "bf16_x_mxfp4")
+_MIXED = ("bf16_x_nvfp4", "bf16_x_mxfp4")
+_STREAMS = ("sm90_stream_gemm", "sm90_stream_pair_gemm")
 _GEMM_FORMATS = (*_PLAIN, "nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128", *_WHOLE)
 
 
@@ -114,7 +116,8 @@ PROMISES = (
     *_rows("global_scale", (NO_FORMAT,), _EVERYWHERE, "global_scale"),
     *_rows("gemm", _except(_GEMM, (*_BLOCK_SCALED, *_WGMMA, *_STREAMED)), _EVERYWHERE, "sm80_gemm"),
     *_rows("gemm", _STREAMED, _except(_EVERYWHERE, _SM90), "sm80_gemm"),
-    *_rows("gemm", _STREAMED, _SM90, "sm80_gemm", others=("sm90_stream_gemm", "sm90_stream_pair_gemm")),
+    *_rows("gemm", _except(_STREAMED, _MIXED), _SM90, "sm80_gemm", others=_STREAMS),
+    *_rows("gemm", _MIXED, _SM90, "sm90_mixed_gemm", others=_STREAMS),
     *_rows("gemm", _except(_WGMMA, _BLOCK_SCALED), _except(_EVERYWHERE, _SM90), "sm80_gemm"),
     *_rows("gemm", _except(_BLOCK_SCALED, _WGMMA), _except(_EVERYWHERE, _SM12X), "sm80_gemm"),
     *_rows("gemm", _FP8, _except(_EVERYWHERE, (*_SM90, *_SM12X)), "sm80_gemm"),

@@ -29,6 +29,7 @@ from warpsmith.catalog.gemm import (
     TILED_LAYOUT,
     k_multiple,
 )
+from warpsmith.catalog.gemm_mixed import PAIRS as MIXED_PAIRS
 from warpsmith.catalog.gemm_stream import PAIRS as STREAMED_PAIRS
 from warpsmith.catalog.spec import operands, pair
 from warpsmith.evidence.cases import DTYPES
@@ -235,6 +236,22 @@ def packed_cases(a: str, b: str) -> Iterator[GemmCase]:
         yield replace(base, m=4, n=224, k=1216, kind=kind)
 
 
+def mixed_cases(a: str, b: str) -> Iterator[GemmCase]:
+    """The cases of one pair for the kernel that makes operands of codes: K and rows of scales that end anywhere."""
+    base = GemmCase(a, b, 33, 264, 2880)
+    yield replace(base, out="bf16", bias="bf16", tiled_b=True)
+    yield replace(base, m=100, n=136, k=1056)
+    yield replace(base, m=300, n=392, k=1120, batches=2, out="fp16", bias="fp32", tiled_b=True, scale_each=True)
+    yield replace(base, m=129, n=200, k=4096, splits=3, padding=32)
+    rows = (0, 5, 130, 1, 0, 64)
+    grouped = replace(base, mode="grouped", batches=6, m=sum(rows) + 3, rows=rows, n=200, k=480, scale_each=True)
+    yield grouped
+    yield replace(grouped, out="bf16", bias="bf16", tiled_b=True, wide=True)
+    yield replace(base, mode="masked", batches=4, m=70, rows=(70, 0, 3, 70), k=992)
+    for kind in KINDS:
+        yield replace(base, m=40, n=72, k=608, kind=kind, tiled_b=kind == "not_finite")
+
+
 def emulated_cases(a: str, b: str) -> Iterator[GemmCase]:
     """The cases of one pair for kernels that read tiled scales, or prepared weights, and may be emulated."""
     for case in gemm_cases(a, b):
@@ -250,6 +267,8 @@ def all_gemm_cases() -> Iterator[GemmCase]:
         yield from stream_cases(a, b)
     for format in FEW_ROWS:
         yield from packed_cases(*operands(format))
+    for a, b in MIXED_PAIRS:
+        yield from mixed_cases(a, b)
     for a, b in BLOCK_SCALED_PAIRS:
         yield from emulated_cases(a, b)
 

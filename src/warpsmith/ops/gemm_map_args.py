@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from warpsmith.catalog.formats import FORMATS
+from warpsmith.catalog.formats import FORMATS, TILED
 from warpsmith.catalog.gemm import MODES, PLAIN
 from warpsmith.catalog.spec import Catalog, CubinId, Kernel
 from warpsmith.errors import InvalidArgumentError
@@ -24,6 +24,7 @@ from warpsmith.ops.gemm_args import (
     GLOBAL_B_PER_BATCH,
     INDEX_64,
     OUT_SHIFT,
+    TILED_SCALES_B,
     TYPES,
     Operand,
     Output,
@@ -37,6 +38,7 @@ STORES_BY_MAP = 1 << 16
 _SWIZZLED = 128  # bytes of a row, and 16 rows, that a warp's stores have
 _SPLIT_STEP = 128  # a split has whole steps of K of at least this
 _MAX_WORK = 1 << 32
+_MAX_BOX = 128  # bytes of a row: a stage may have several boxes of a plain operand
 
 
 class MapTile(NamedTuple):
@@ -97,7 +99,8 @@ def tile_of(kernel: Kernel, variant: str) -> MapTile:
     m, n, k = (int(macros[f"WS_TILE_{axis}"]) for axis in "MNK")
     gates = any(p.name == "gate_slope" for p in kernel.params)
     cluster, blocks, parts = (int(macros.get(f"WS_{name}", "1")) for name in ("CLUSTER", "BLOCKS", "PARTS"))
-    return MapTile(m, n, k, cluster, blocks, parts, gates, gates and macros.get("WS_SWAP") == "0", gates)
+    fits = gates and macros["WS_A_FORMAT"] == macros["WS_B_FORMAT"]
+    return MapTile(m, n, k, cluster, blocks, parts, gates, gates and macros.get("WS_SWAP") == "0", fits)
 
 
 def map_tiles(tile: MapTile, size: Size) -> int:
@@ -144,7 +147,7 @@ def _spec(
         batches,
         stride,
         operand.batch if batches > 1 else rows * stride,
-        box_k * bits // 8,
+        min(box_k * bits // 8, _MAX_BOX),
         box_rows,
         halves,
     )
@@ -221,6 +224,7 @@ def map_launch(
     flags |= INDEX_64 if wide else 0
     flags |= GLOBAL_A_PER_BATCH if a.global_per_batch else 0
     flags |= GLOBAL_B_PER_BATCH if b.global_per_batch else 0
+    flags |= TILED_SCALES_B if a.format in PLAIN and b.layout == TILED else 0
     gate: tuple[float | bytes, ...] = ()
     halves = False
     if activation is not None:

@@ -18,4 +18,11 @@ WS_DEVICE u32 fma_f16x2(u32 a, u32 b, u32 c) {
   return result;
 }
 
+// From 9.0 on.
+WS_DEVICE u32 multiply_bf16x2(u32 a, u32 b) {
+  u32 result;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
 }  // namespace ws

@@ -38,6 +38,8 @@ WS_DEVICE void hold_sums(float (&sums)[kCount]) {
 }
 
 // Wgmma<N>::multiply_add<type>(d, a, b, keep) starts one MMA of 32 bytes of K; with keep = 0, D is the product alone.
+// Wgmma<N>::multiply_add_bf16(d, a, b, keep) does with rows of A in registers: of a lane, a[0] is columns 2t and 2t + 1 of
+// row g, a[1] of row g + 8, a[2] columns 2t + 8 and 2t + 9 of row g, a[3] of row g + 8.
 // Wgmma<N>::product_e4m3(d, a, b) starts those of 128 bytes of K, D is their product.
 template <u32 kN>
 struct Wgmma;
@@ -57,6 +59,9 @@ struct Wgmma;
 #define WS_WGMMA_ASM(shape, registers, tail, a, b, keep)                                                         \
   "{.reg .pred p;\n\tsetp.ne.b32 p, %" #keep ", 0;\n\twgmma.mma_async.sync.aligned." shape " {" registers "}, %" #a \
   ", %" #b ", p, 1, 1" tail ";}"
+#define WS_WGMMA_ASM_REGISTERS(shape, registers, a0, b, keep, a1, a2, a3)                                       \
+  "{.reg .pred p;\n\tsetp.ne.b32 p, %" #keep ", 0;\n\twgmma.mma_async.sync.aligned." shape " {" registers "}, {%" #a0 \
+  ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b ", p, 1, 1, 0;}"
 #define WS_WGMMA_STEP(shape, registers, a, b, keep) \
   "wgmma.mma_async.sync.aligned." shape " {" registers "}, " a ", " b ", " keep ", 1, 1;\n\t"
 #define WS_WGMMA_PRODUCT(shape, registers, a, b)                                                              \
@@ -64,8 +69,9 @@ struct Wgmma;
   ", 4;\n\tadd.s64 y2, %" #b ", 4;\n\tadd.s64 x3, %" #a ", 6;\n\tadd.s64 y3, %" #b ", 6;\n\t"                \
   WS_WGMMA_STEP(shape, registers, "%" #a, "%" #b, "0") WS_WGMMA_STEP(shape, registers, "x1", "y1", "1")       \
   WS_WGMMA_STEP(shape, registers, "x2", "y2", "1") WS_WGMMA_STEP(shape, registers, "x3", "y3", "1") "}"
-// n columns; the strings of the registers and the operands; the numbers of the operands a, b and keep.
-#define WS_DEFINE_WGMMA(n, registers, operands, results, a_, b_, keep_)                                                   \
+// n columns; the strings of the registers and the operands; the numbers of the operands a, b, keep and, of four registers of
+// A in place of a, the others.
+#define WS_DEFINE_WGMMA(n, registers, operands, results, a_, b_, keep_, a1_, a2_, a3_)                                    \
   template <>                                                                                                    \
   struct Wgmma<n> {                                                                                              \
     template <WgmmaType kType>                                                                                   \
@@ -83,6 +89,11 @@ struct Wgmma;
                      : operands                                                                                  \
                      : "l"(a), "l"(b), "r"(keep));                                                               \
       }                                                                                                          \
+    }                                                                                                            \
+    WS_DEVICE static void multiply_add_bf16(float (&d)[n / 2], const u32 (&a)[4], u64 b, u32 keep) {             \
+      asm volatile(WS_WGMMA_ASM_REGISTERS("m64n" #n "k16.f32.bf16.bf16", registers, a_, b_, keep_, a1_, a2_, a3_) \
+                   : operands                                                                                    \
+                   : "r"(a[0]), "l"(b), "r"(keep), "r"(a[1]), "r"(a[2]), "r"(a[3]));                             \
     }                                                                                                            \
     WS_DEVICE static void product_e4m3(float (&d)[n / 2], u64 a, u64 b) {                                        \
       asm volatile(WS_WGMMA_PRODUCT("m64n" #n "k32.f32.e4m3.e4m3", registers, a_, b_) : results : "l"(a), "l"(b)); \
@@ -114,16 +125,16 @@ struct Wgmma;
 #define WS_WGMMA_P128 WS_WGMMA_P112, WS_WGMMA_W16(112)
 
 #define WS_WGMMA_LIST(...) __VA_ARGS__
-WS_DEFINE_WGMMA(8, "%0, %1, %2, %3", WS_WGMMA_LIST(WS_WGMMA_F4(0)), WS_WGMMA_LIST(WS_WGMMA_W4(0)), 4, 5, 6)
-WS_DEFINE_WGMMA(16, "%0, %1, %2, %3, %4, %5, %6, %7", WS_WGMMA_LIST(WS_WGMMA_F4(0), WS_WGMMA_F4(4)), WS_WGMMA_LIST(WS_WGMMA_W4(0), WS_WGMMA_W4(4)), 8, 9, 10)
-WS_DEFINE_WGMMA(32, WS_WGMMA_S16, WS_WGMMA_LIST(WS_WGMMA_O16), WS_WGMMA_LIST(WS_WGMMA_P16), 16, 17, 18)
-WS_DEFINE_WGMMA(64, WS_WGMMA_S32, WS_WGMMA_LIST(WS_WGMMA_O32), WS_WGMMA_LIST(WS_WGMMA_P32), 32, 33, 34)
-WS_DEFINE_WGMMA(96, WS_WGMMA_S48, WS_WGMMA_LIST(WS_WGMMA_O48), WS_WGMMA_LIST(WS_WGMMA_P48), 48, 49, 50)
-WS_DEFINE_WGMMA(128, WS_WGMMA_S64, WS_WGMMA_LIST(WS_WGMMA_O64), WS_WGMMA_LIST(WS_WGMMA_P64), 64, 65, 66)
-WS_DEFINE_WGMMA(136, WS_WGMMA_S64 ", %64, %65, %66, %67", WS_WGMMA_LIST(WS_WGMMA_O64, WS_WGMMA_F4(64)), WS_WGMMA_LIST(WS_WGMMA_P64, WS_WGMMA_W4(64)), 68, 69, 70)
-WS_DEFINE_WGMMA(160, WS_WGMMA_S80, WS_WGMMA_LIST(WS_WGMMA_O80), WS_WGMMA_LIST(WS_WGMMA_P80), 80, 81, 82)
-WS_DEFINE_WGMMA(192, WS_WGMMA_S96, WS_WGMMA_LIST(WS_WGMMA_O96), WS_WGMMA_LIST(WS_WGMMA_P96), 96, 97, 98)
-WS_DEFINE_WGMMA(224, WS_WGMMA_S112, WS_WGMMA_LIST(WS_WGMMA_O112), WS_WGMMA_LIST(WS_WGMMA_P112), 112, 113, 114)
-WS_DEFINE_WGMMA(256, WS_WGMMA_S128, WS_WGMMA_LIST(WS_WGMMA_O128), WS_WGMMA_LIST(WS_WGMMA_P128), 128, 129, 130)
+WS_DEFINE_WGMMA(8, "%0, %1, %2, %3", WS_WGMMA_LIST(WS_WGMMA_F4(0)), WS_WGMMA_LIST(WS_WGMMA_W4(0)), 4, 5, 6, 7, 8, 9)
+WS_DEFINE_WGMMA(16, "%0, %1, %2, %3, %4, %5, %6, %7", WS_WGMMA_LIST(WS_WGMMA_F4(0), WS_WGMMA_F4(4)), WS_WGMMA_LIST(WS_WGMMA_W4(0), WS_WGMMA_W4(4)), 8, 9, 10, 11, 12, 13)
+WS_DEFINE_WGMMA(32, WS_WGMMA_S16, WS_WGMMA_LIST(WS_WGMMA_O16), WS_WGMMA_LIST(WS_WGMMA_P16), 16, 17, 18, 19, 20, 21)
+WS_DEFINE_WGMMA(64, WS_WGMMA_S32, WS_WGMMA_LIST(WS_WGMMA_O32), WS_WGMMA_LIST(WS_WGMMA_P32), 32, 33, 34, 35, 36, 37)
+WS_DEFINE_WGMMA(96, WS_WGMMA_S48, WS_WGMMA_LIST(WS_WGMMA_O48), WS_WGMMA_LIST(WS_WGMMA_P48), 48, 49, 50, 51, 52, 53)
+WS_DEFINE_WGMMA(128, WS_WGMMA_S64, WS_WGMMA_LIST(WS_WGMMA_O64), WS_WGMMA_LIST(WS_WGMMA_P64), 64, 65, 66, 67, 68, 69)
+WS_DEFINE_WGMMA(136, WS_WGMMA_S64 ", %64, %65, %66, %67", WS_WGMMA_LIST(WS_WGMMA_O64, WS_WGMMA_F4(64)), WS_WGMMA_LIST(WS_WGMMA_P64, WS_WGMMA_W4(64)), 68, 69, 70, 71, 72, 73)
+WS_DEFINE_WGMMA(160, WS_WGMMA_S80, WS_WGMMA_LIST(WS_WGMMA_O80), WS_WGMMA_LIST(WS_WGMMA_P80), 80, 81, 82, 83, 84, 85)
+WS_DEFINE_WGMMA(192, WS_WGMMA_S96, WS_WGMMA_LIST(WS_WGMMA_O96), WS_WGMMA_LIST(WS_WGMMA_P96), 96, 97, 98, 99, 100, 101)
+WS_DEFINE_WGMMA(224, WS_WGMMA_S112, WS_WGMMA_LIST(WS_WGMMA_O112), WS_WGMMA_LIST(WS_WGMMA_P112), 112, 113, 114, 115, 116, 117)
+WS_DEFINE_WGMMA(256, WS_WGMMA_S128, WS_WGMMA_LIST(WS_WGMMA_O128), WS_WGMMA_LIST(WS_WGMMA_P128), 128, 129, 130, 131, 132, 133)
 
 }  // namespace ws

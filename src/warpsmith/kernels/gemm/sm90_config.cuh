@@ -7,6 +7,8 @@
 
 #define WS_BF16 0
 #define WS_FP16 1
+#define WS_NVFP4 2
+#define WS_MXFP4 3
 #define WS_FP8_BLOCK 5
 #define WS_FP8_ROW 6  // fp8_tensor too
 
@@ -21,6 +23,9 @@
 #endif
 #ifndef WS_GROUPS
 #define WS_GROUPS 2
+#endif
+#ifndef WS_GROUPS_K
+#define WS_GROUPS_K 1
 #endif
 #ifndef WS_BLOCKS
 #define WS_BLOCKS 1
@@ -45,7 +50,9 @@
 
 namespace ws {
 
-static_assert(WS_A_FORMAT == WS_B_FORMAT, "operands of one format");
+// Rows of B, quantized, that become the type of A in registers.
+constexpr bool kMixed = WS_A_FORMAT != WS_B_FORMAT, kNvfp4 = WS_B_FORMAT == WS_NVFP4;
+static_assert(!kMixed || (WS_A_FORMAT == WS_BF16 && WS_SWAP), "beside quantized rows of B, bf16; they are the left operand");
 constexpr WgmmaType kType = WS_A_FORMAT == WS_BF16   ? WgmmaType::bf16
                             : WS_A_FORMAT == WS_FP16 ? WgmmaType::fp16
                                                      : WgmmaType::e4m3;
@@ -54,11 +61,12 @@ WS_DEVICE constexpr u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
 
 // ---- tiles --------------------------------------------------------------------------------------------------------
 
-// A stage has 128 bytes of K, of which an MMA takes 32.
+// A stage has 128 bytes of K, of which an MMA takes 32; beside quantized rows of B, rows of
+// A have 128 or twice 128 bytes.
 constexpr u32 kTileM = WS_TILE_M, kTileN = WS_TILE_N, kTileK = WS_TILE_K;
-constexpr u32 kRowBytes = 128, kStepBytes = 32;
+constexpr u32 kRowBytes = 128, kStepBytes = 32, kBoxesA = kMixed ? kTileK / 64 : 1, kRowBytesB = kMixed ? kTileK / 2 : kRowBytes;
 constexpr bool kSwap = WS_SWAP;
-static_assert(kTileK == (kType == WgmmaType::e4m3 ? 128 : 64), "a row of a stage is 128 bytes");
+static_assert(kTileK == (kType == WgmmaType::e4m3 ? 128 : 64) || (kMixed && kTileK == 128), "rows of a stage, 128 bytes");
 
 // Blocks of a cluster compute tiles one below the other: each has rows of A of its own, and copies its part of the rows
 // of B to all of them.
@@ -71,9 +79,9 @@ static_assert(kCluster == 1 || kPartsK == 1, "clusters divide M or K");
 
 // The left operand of the MMA has 64 rows, the right one 8 to 256. Rows of A are on the left, or, for small M, rows of
 // B (kSwap). Two warpgroups divide the left rows, or, where there are 64, the right ones.
-constexpr u32 kGroups = WS_GROUPS;
+constexpr u32 kGroups = WS_GROUPS, kGroupsK = WS_GROUPS_K, kGroupsTile = kGroups / kGroupsK;
 constexpr u32 kLeftRows = kSwap ? kTileN : kTileM, kRightRows = kSwap ? kTileM : kTileN;
-constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroups, kGroupsRight = kGroups / kGroupsLeft;
+constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroupsTile, kGroupsRight = kGroupsTile / kGroupsLeft;
 constexpr u32 kM64 = kLeftRows / kGroupsLeft / 64, kN = kRightRows / kGroupsRight;  // MMA tiles of a warpgroup
 static_assert(kLeftRows % (64 * kGroupsLeft) == 0 && kN % 8 == 0 && kN <= 256, "whole MMA tiles");
 static_assert(kSwap || kN % 64 == 0 || kN == 32, "parts of D have 64 columns or 32");
@@ -85,7 +93,7 @@ using Sums = float[kM64][kN / 2];
 constexpr bool kPromoted = WS_A_FORMAT == WS_FP8_BLOCK;
 // Activations are of 16-bit operands: a stage of fp8_block has one scale for all rows of B, and a gate's differ from those
 // of what it gates. Some tiles leave them out: beside them ptxas makes their MMAs wait for each other.
-constexpr bool kActivates = kType != WgmmaType::e4m3 && WS_ACTIVATES;
+constexpr bool kActivates = kType != WgmmaType::e4m3 && !kMixed && WS_ACTIVATES;
 // fp8_tensor, fp8_row: sums over all of K are scaled. The tensor cores add in fewer bits than fp32 has: what they have
 // summed over kPeriod stages is added in fp32, unless that is 0.
 constexpr bool kScaled = WS_A_FORMAT == WS_FP8_ROW;
@@ -104,14 +112,16 @@ constexpr bool kHidesProducts = kPromoted && kBuffers == 2 && !kSwap && kN == 12
 constexpr u32 kBlocks = WS_BLOCKS;
 constexpr bool kMovesRegisters = kBlocks == 1 && kGroups == 2;
 constexpr u32 kMmaWarps = 4 * kGroups, kMmaThreads = 32 * kMmaWarps;
+constexpr u32 kTileWarps = 4 * kGroupsTile, kTileThreads = 32 * kTileWarps;  // that write D
 constexpr u32 kArriving = WS_EVERY_LANE_ARRIVES ? 32 : 1;  // lanes of a warp
-constexpr u32 kProducers = kPromoted ? 2 : 1;  // warps: for elements, for scales
+constexpr u32 kProducers = kPromoted || kMixed ? 2 : 1;  // warps: for elements, for scales
 constexpr u32 kThreads = kMmaThreads + (kMovesRegisters ? 128 : 32 * kProducers);
 constexpr u32 kProducerRegisters = 40, kMmaRegisters = kPromoted ? 224 : 232;
 
 // ---- shared memory ------------------------------------------------------------------------------------------------
 
-constexpr u32 kLeftBytes = kLeftRows * kRowBytes, kRightBytes = kRightRows * kRowBytes;
+constexpr u32 kLeftBytes = kLeftRows * (kSwap ? kRowBytesB : kRowBytes);
+constexpr u32 kRightBytes = kRightRows * (kSwap ? kRowBytes * kBoxesA : kRowBytesB);
 constexpr u32 kStageBytes = kLeftBytes + kRightBytes;  // left tile, then right tile
 static_assert(kLeftBytes % 1024 == 0 && kRightBytes % 1024 == 0, "swizzled tiles are aligned to 1024 bytes");
 
@@ -120,7 +130,9 @@ static_assert(kLeftBytes % 1024 == 0 && kRightBytes % 1024 == 0, "swizzled tiles
 struct Scales {
   static constexpr u32 kA = 0;
   static constexpr u32 kB = (kTileM + 4) * 4;
-  static constexpr u32 kBytes = kPromoted ? kB + (kTileN + 4) * 4 : 0;
+  // Mixed: words of four scales of B's rows, and one more for rows that do not start at a word.
+  static constexpr u32 kOfRow = kTileK / (kNvfp4 ? 16 : 32), kWords = div_up(kOfRow, 4), kTiles = div_up(kTileN, 128);
+  static constexpr u32 kBytes = kPromoted ? kB + (kTileN + 4) * 4 : kMixed ? kTiles * (kWords + 1) * 512 : 0;
 };
 
 // Each warp writes D by parts of 2 KB, which pass through shared memory of its own; where the copy engine takes them from
@@ -128,25 +140,29 @@ struct Scales {
 constexpr bool kStores = !kSwap && kN % 64 == 0;  // parts have rows of 128 bytes
 constexpr u32 kPartBytes = 2048, kOwnParts = kStores ? 2 : 1, kOwnBytes = kOwnParts * kPartBytes + 256;
 
+// Warpgroups that take stages of a tile by turns leave their sums for the first ones.
+constexpr u32 kLeftBytesOfSums = (kGroupsK - 1) * kTileThreads * kM64 * kN * 2;
+
 // With parts of K, a warp's sums that another block of the cluster sends.
 constexpr u32 kSentBytes = kPartsK > 1 ? kM64 * kN / 2 * 32 * 4 : 0;
 
 struct Shared {
   static constexpr u32 kLimit = 233472 / kBlocks - 1024;  // of a block
   static constexpr u32 kTileWords = 8;   // that describe a tile
-  static constexpr u32 kFixed = kMmaWarps * (kOwnBytes + kSentBytes + 16) + kTileWords * 4 + 32;
+  static constexpr u32 kFixed = kTileWarps * (kOwnBytes + kSentBytes + 16) + kLeftBytesOfSums + kTileWords * 4 + 32;
   static constexpr u32 kPerStage = kStageBytes + Scales::kBytes + 16 + kTileWords * 4;
   static constexpr u32 kFit = (kLimit - kFixed) / kPerStage;
   static constexpr u32 kStages = kFit < WS_STAGES ? kFit : WS_STAGES;
   static constexpr u32 kTileSlots = kStages + 1;
 
-  static constexpr u32 kParts = kStages * kStageBytes;          // [kMmaWarps]
-  static constexpr u32 kSent = kParts + kMmaWarps * kOwnBytes;  // [kMmaWarps]
-  static constexpr u32 kScales = kSent + kMmaWarps * kSentBytes;  // [kStages]
+  static constexpr u32 kParts = kStages * kStageBytes;            // [kTileWarps]
+  static constexpr u32 kSent = kParts + kTileWarps * kOwnBytes;   // [kTileWarps]
+  static constexpr u32 kSums = kSent + kTileWarps * kSentBytes;   // [kGroupsK - 1][kM64 * kN / 8][kTileThreads][4]
+  static constexpr u32 kScales = kSums + kLeftBytesOfSums;        // [kStages]
   static constexpr u32 kTiles = kScales + kStages * Scales::kBytes;  // [kTileSlots][kTileWords]
   static constexpr u32 kFull = kTiles + kTileSlots * kTileWords * 4, kEmpty = kFull + kStages * 8;  // barriers
-  static constexpr u32 kArrived = kEmpty + kStages * 8, kTaken = kArrived + kMmaWarps * 8;  // barriers of warps
-  static constexpr u32 kLast = kTaken + kMmaWarps * 8;  // whether a block is the last of a tile's splits
+  static constexpr u32 kArrived = kEmpty + kStages * 8, kTaken = kArrived + kTileWarps * 8;  // barriers of warps
+  static constexpr u32 kLast = kTaken + kTileWarps * 8;  // whether a block is the last of a tile's splits
   static constexpr u32 kBytes = kLast + 16;
   static_assert(Scales::kBytes % 16 == 0 && kTiles % 16 == 0, "aligned for bulk copies");
   static_assert(kBytes <= kLimit && kStages >= 2, "shared memory of a block");
@@ -183,7 +199,7 @@ struct TileRing {
 
 // Which part of a tile a warp has.
 struct Place {
-  u32 group, warp, lane;  // warpgroup of the block, warp of the warpgroup
+  u32 group, warp, lane, turn = 0;  // warpgroup of the tile, warp of the warpgroup; which stages, by turns
 
   WS_DEVICE u32 left() const { return kGroupsLeft == 2 ? group * (kLeftRows / 2) : 0; }  // first rows of the warpgroup
   WS_DEVICE u32 right() const { return kGroupsRight == 2 ? group * kN : 0; }

@@ -21,19 +21,19 @@ namespace ws {
 WS_DEVICE bool add_splits(Sums& sums, const Problem& p, const Tile& tile, u32 shared) {
   const u32 splits = tile.splits;
   if (splits == 1) return true;
-  constexpr u32 quads = kM64 * kN / 8 * kMmaThreads, per_tile = kN / 8;
+  constexpr u32 quads = kM64 * kN / 8 * kTileThreads, per_tile = kN / 8;
   const u32 last_word = shared + Shared::kLast;
   float4* all = reinterpret_cast<float4*>(p.workspace) + static_cast<i64>(tile.index) * splits * quads + threadIdx.x;
-  if constexpr (!kPromoted) all = opaque_global(all);  // of the two forms the one without spills
+  if constexpr (!kPromoted && !(kMixed && kN == 256)) all = opaque_global(all);  // of the two forms the one without spills
 #pragma unroll
   for (u32 i = 0; i < kM64 * per_tile; ++i) {
     const float* const s = &sums[i / per_tile][i % per_tile * 4];
-    all[tile.split * quads + i * kMmaThreads] = {s[0], s[1], s[2], s[3]};
+    all[tile.split * quads + i * kTileThreads] = {s[0], s[1], s[2], s[3]};
   }
   __threadfence();
-  sync_warps<1, kMmaThreads>();
+  sync_warps<1, kTileThreads>();
   if (threadIdx.x == 0) store_shared(last_word, atomicAdd(p.arrivals + tile.index, 1u) == splits - 1 ? 1u : 0u);
-  sync_warps<1, kMmaThreads>();
+  sync_warps<1, kTileThreads>();
   u32 last[1];
   load_shared(last_word, last);
   if (last[0] == 0) return false;
@@ -45,7 +45,7 @@ WS_DEVICE bool add_splits(Sums& sums, const Problem& p, const Tile& tile, u32 sh
   for (u32 split = 0; split < splits; ++split) {
 #pragma unroll
     for (u32 i = 0; i < kM64 * per_tile; ++i) {
-      const float4 part = __ldcg(all + split * quads + i * kMmaThreads);
+      const float4 part = __ldcg(all + split * quads + i * kTileThreads);
       float* const s = &sums[i / per_tile][i % per_tile * 4];
       s[0] += part.x, s[1] += part.y, s[2] += part.z, s[3] += part.w;
     }

@@ -11,7 +11,8 @@
 //   WS_SWAP                           1: rows of B are the MMA's 64-row operand (small M)
 //   WS_CLUSTER                        blocks, one below the other, that share the copies of B; 1 by default
 //   WS_PARTS                          blocks of a cluster that divide the K of a tile; 1 by default
-//   WS_GROUPS                         warpgroups that multiply: 1 or 2 (default)
+//   WS_GROUPS                         warpgroups that multiply: 1 or 2 (default), 4 with WS_GROUPS_K
+//   WS_GROUPS_K                       quantized B: warpgroups that take the stages of a tile by turns; 1 by default
 //   WS_BLOCKS                         blocks that share a multiprocessor; 1 by default
 //   WS_BUFFERS                        fp8_block: 2: a stage's sums are added while the next one's are made
 //   WS_ACTIVATES                      bf16, fp16: 0: without the activations of the epilogue; 1 by default
@@ -36,6 +37,8 @@
 #include "gemm/sm90_epilogue.cuh"
 #include "gemm/sm90_exchange.cuh"
 #include "gemm/sm90_main_loop.cuh"
+#include "gemm/sm90_mixed_loop.cuh"
+#include "gemm/sm90_mixed_scales.cuh"
 #include "gemm/sm90_producer.cuh"
 #include "gemm/sm90_promoted.cuh"
 #include "gemm/sm90_scaling.cuh"
@@ -61,7 +64,11 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
     const Tile tile = load_tile(slots.slot());
     if (tile.stages == 0) break;
     Sums sums;
-    if constexpr (kPromoted) {
+    if constexpr (kMixed) {
+      if (kGroupsK > 1) sync_warps<2, kMmaThreads>();  // all have the tile before its first stage is another's
+      add_mixed_stages(sums, ring, place, p, tile);
+      if (!gather_turns(sums, place, ring.base)) continue;
+    } else if constexpr (kPromoted) {
       add_promoted_stages(sums, ring, place, p, tile);
     } else if constexpr (kPeriod != 0) {
       add_periods(sums, ring, place, tile.stages);
@@ -107,12 +114,12 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
   const TileRing slots{ring.base};
   const u32 warp = __shfl_sync(kAllLanes, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x < Shared::kStages) {
-    mbarrier_init(ring.base + Shared::kFull + threadIdx.x * 8, kProducers);
-    mbarrier_init(ring.base + Shared::kEmpty + threadIdx.x * 8, kMmaWarps * kCluster * kArriving);
+    mbarrier_init(ring.base + Shared::kFull + threadIdx.x * 8, kMixed ? 1 + scale_arrivals(problem) : kProducers);
+    mbarrier_init(ring.base + Shared::kEmpty + threadIdx.x * 8, kTileWarps * kCluster * kArriving);
     fence_mbarrier_init();
-  } else if (kPartsK > 1 && threadIdx.x >= 32 && threadIdx.x < 32 + 2 * kMmaWarps) {
+  } else if (kPartsK > 1 && threadIdx.x >= 32 && threadIdx.x < 32 + 2 * kTileWarps) {
     const u32 i = threadIdx.x - 32;
-    mbarrier_init(ring.base + Shared::kArrived + i * 8, i < kMmaWarps ? 1 : kArriving);
+    mbarrier_init(ring.base + Shared::kArrived + i * 8, i < kTileWarps ? 1 : kArriving);
     fence_mbarrier_init();
   } else if (threadIdx.x == kThreads - 1) {
     if (ring.base % 1024 != 0) __trap();
@@ -130,12 +137,19 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
       produce(problem, ring, slots, lane, kClusterBlocks > 1 ? cluster_rank() : 0);
       release_successor();
     } else if (kProducers == 2 && warp == kMmaWarps + 1) {
-      produce_scales(problem, ring, lane, kClusterBlocks > 1 ? cluster_rank() : 0);
+      const u32 rank = kClusterBlocks > 1 ? cluster_rank() : 0;
+      if constexpr (kMixed) {
+        produce_mixed_scales(problem, ring, lane, rank);
+      } else {
+        produce_scales(problem, ring, lane, rank);
+      }
     }
   } else {
     if constexpr (kMovesRegisters) grow_registers<kMmaRegisters>();
     wait_for_predecessor();
-    consume(problem, ring, slots, Place{warp / 4, warp % 4, lane});
+    Place place{warp / 4, warp % 4, lane};
+    if constexpr (kGroupsK > 1) place.group = warp / 4 % kGroupsTile, place.turn = warp / 4 / kGroupsTile;
+    consume(problem, ring, slots, place);
   }
   // Until here other blocks of the cluster may copy to this one and arrive at its barriers.
   if constexpr (kClusterBlocks > 1) {

@@ -71,8 +71,13 @@ struct TileCopy {
       mbarrier_wait(ring.empty(), ring.parity ^ 1);
       if (i == 0 && begun == 0) save_tile(slots.slot(), tile);
       if (i >= begun) copy_b(ring, i);
-      load_tensor(kSwap ? ring.right() : ring.left(), *p.a_map, k_of(i), static_cast<int>(tile.row),
-                  p.is_grouped() ? 0 : static_cast<int>(tile.batch), ring.full());
+      const int batch = p.is_grouped() ? 0 : static_cast<int>(tile.batch);
+#pragma unroll
+      for (u32 part = 0; part < kBoxesA; ++part) {
+        load_tensor((kSwap ? ring.right() : ring.left()) + part * kRightRows * kRowBytes, *p.a_map,
+                    k_of(i) * static_cast<int>(kBoxesA) + static_cast<int>(part * kRowBytes), static_cast<int>(tile.row),
+                    batch, ring.full());
+      }
     }
   }
 
@@ -97,7 +102,7 @@ struct TileCopy {
       return;
     }
     if constexpr (kCluster == 1) {
-      load_tensor(to, *p.b_map, k_of(i), row, batch, full);
+      load_tensor(to, *p.b_map, k_of(i) / static_cast<int>(kRowBytes / kRowBytesB), row, batch, full);
     } else {
       const u32 part = rank * kPartB;
       load_tensor_multicast(to + part * kRowBytes, *p.b_map, k_of(i), row + static_cast<int>(part), batch, full,

@@ -22,6 +22,7 @@ enum : u32 {
   kIndex64 = 1 << 6,        // index is i64, not i32
   kConstantB = 1 << 7,      // the kernel before this one in the stream writes neither B nor its scales
   kRowScalesB = 1 << 8,     // fp8_block: B's scales are 1 x 128, m_major, not 128 x 128
+  kTiledScalesB = 1 << 8,   // mixed: B's scales are tiled, 128 x 4, not linear
   kAlphaPerBatch = 1 << 9,  // one value for each batch or group, not one
   kGlobalAPerBatch = 1 << 10,
   kGlobalBPerBatch = 1 << 11,
@@ -60,14 +61,16 @@ struct Problem {
   // Rows outside a tensor take longer to copy than those inside. So boxes have no more rows than the tensor; what a stage
   // then lacks of both operands.
   WS_DEVICE u32 missing_rows() const {
-    return kTileM - min(kTileM, m) + (kCluster == 1 ? kTileN - min(kTileN, n) : 0);
+    return kMixed ? 0 : kTileM - min(kTileM, m) + (kCluster == 1 ? kTileN - min(kTileN, n) : 0);
   }
   // And last tiles begin where they end with the matrix, if all add their products in the same order: what they have in
   // common with others gets the same value from each.
   WS_DEVICE bool may_overlap() const { return kPartsK > 1 || (splits & 255) <= 1; }
   WS_DEVICE u32 last_row() const { return may_overlap() && !is_grouped() && m >= kTileM ? m - kTileM : ~0u; }
-  // One scale serves all columns of a tile of fp8_block.
-  WS_DEVICE u32 last_column() const { return may_overlap() && !kPromoted && n >= kTileN ? n - kTileN : ~0u; }
+  // One scale serves all columns of a tile of fp8_block; block scales of quantized rows come by 128 rows.
+  WS_DEVICE u32 last_column() const {
+    return may_overlap() && !kPromoted && !kMixed && n >= kTileN ? n - kTileN : ~0u;
+  }
 };
 
 struct Tile {

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bf16 by 4-bit weights on 9.0: which sizes go where, how they are launched, and the operand in registers."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from warpsmith.arch import Capability, parse
+from warpsmith.catalog import CATALOG
+from warpsmith.catalog.fp4_gemm import PARAMS
+from warpsmith.catalog.gemm_mixed import KERNEL, PAIRS, TILES
+from warpsmith.catalog.plan import plan
+from warpsmith.catalog.resolve import DeviceFacts, resolve
+from warpsmith.catalog.spec import CubinId, pair
+from warpsmith.ops import gemm_args as args
+from warpsmith.ops.gemm_args import Operand, Output, Size
+from warpsmith.ops.gemm_map_args import choose_map_splits, map_launch, tile_of
+from warpsmith.runtime.tensor_map import MapSpec
+
+TAIL = [p.name for p in PARAMS[12:]]
+FORMATS = [pair(a, b) for a, b in PAIRS]
+BF16 = ml_dtypes.bfloat16
+
+
+def chosen(on: str = "9.0", **problem: str | int) -> CubinId:
+    wanted = CATALOG.operation("gemm").problem(problem)
+    choice = resolve(CATALOG, wanted, DeviceFacts(Capability.parse(on), 132)).choice
+    assert choice is not None
+    return choice
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("layout", ["linear", "tiled"])
+@pytest.mark.parametrize("mode", ["dense", "grouped", "masked"])
+def test_more_than_eight_rows_are_its_own(format: str, layout: str, mode: str) -> None:
+    for m in (9, 16, 17, 64, 65, 300, 5000):
+        for n in (8, 2880, 65536):
+            assert chosen(format=format, layout=layout, mode=mode, m=m, n=n).kernel == KERNEL.name
+    assert chosen(format=format, layout=layout, mode=mode, m=8).kernel == "sm90_stream_gemm"
+    assert chosen(format=format, layout=layout, mode=mode, m=8, k=32768).kernel == KERNEL.name
+    assert chosen("8.0", format=format, layout=layout, mode=mode, m=64).kernel == "sm80_gemm"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_tiles_have_the_rows_that_there_are(format: str) -> None:
+    for m in (9, 16, 17, 32, 33, 64, 65, 128, 129):
+        tile = tile_of(KERNEL, chosen(format=format, m=m, n=16384, mode="masked").variant)
+        assert m <= tile.m <= max(16, 2 * m)
+    groups = [chosen(format=format, m=m, mode="grouped", batches=32).variant for m in (9, 16, 32, 64, 256)]
+    assert groups == [f"{format}_{name}" for name in ("m16", "m32", "m64w", "m128", "m256")]
+    assert chosen(format=format, m=100, n=512).variant == f"{format}_m32"
+    assert [chosen(format=format, m=256, n=n).variant for n in (4096, 14336)] == [f"{format}_m128", f"{format}_m256"]
+
+
+def test_the_portable_kernel_is_not_built_for_what_it_does_not_serve() -> None:
+    names = [(c.kernel, c.variant) for c in plan(CATALOG, [parse("sm_90a")]).cubins]
+    assert sum(kernel == KERNEL.name for kernel, _ in names) == len(PAIRS) * len(TILES)
+    assert not [v for k, v in names if k == "sm80_gemm" and v.startswith(tuple(FORMATS))]
+
+
+@pytest.mark.parametrize("name", list(TILES))
+def test_a_launch_reads_boxes_of_what_a_stage_has(name: str) -> None:
+    shape, tile = TILES[name], tile_of(KERNEL, f"bf16_x_mxfp4_{name}")
+    assert tile == (shape.m, shape.n, shape.k, 1, shape.blocks, 1, True)
+    size = Size("dense", 100, 512, 2880, 2)
+    a, d = Operand("bf16", 5760, 100 * 5760), Output("bf16", 1024, 102400)
+    for layout, flag in (("linear", 0), ("128x4", args.TILED_SCALES_B)):
+        launch = map_launch(tile, size, a, Operand("mxfp4", 1440, 512 * 1440, layout, 512 * 90), d, sm_count=132)
+        assert launch.a == MapSpec(5760, 100, 2, 5760, 100 * 5760, 128, shape.m)
+        assert launch.b == MapSpec(1440, 512, 2, 1440, 512 * 1440, shape.k // 2, shape.n)
+        assert dict(zip(TAIL, launch.tail, strict=False))["flags"] == flag
+
+
+def test_splits_are_for_dense_problems_of_few_tiles() -> None:
+    for m in (16, 100, 256, 4096):
+        cubin = chosen(format="bf16_x_mxfp4", m=m, n=4096, k=7168)
+        fields = {"format": "bf16_x_mxfp4", "mode": "dense", "layout": "tiled", "path": "default"}
+        splits, whole = choose_map_splits(CATALOG, cubin, fields, Size("dense", m, 4096, 7168), 132)
+        tile = tile_of(KERNEL, cubin.variant)
+        assert whole == 0
+        tiles = -(-m // tile.m) * -(-4096 // tile.n)
+        assert splits * tiles <= max(132 * tile.blocks, tiles)
+
+
+# ---- the arithmetic of sm90_mixed_fragments.cuh ---------------------------------------------------------------------
+
+
+def permute(a: int, b: int, selector: int) -> int:
+    """The instruction: bytes of {b, a}, or copies of their top bits."""
+    bytes_ = [(x >> 8 * i) & 255 for x in (a, b) for i in range(4)]
+    result = 0
+    for i in range(4):
+        pick = selector >> 4 * i & 15
+        byte = bytes_[pick & 7]
+        result |= ((255 if byte & 128 else 0) if pick & 8 else byte) << 8 * i
+    return result
+
+
+VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def bf16(bits: int) -> float:
+    return float(np.array([bits], np.uint16).view(BF16)[0])
+
+
+def rounded(value: float) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.array([value]).astype(BF16)[0])
+
+
+def test_a_lane_looks_its_columns_up() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        codes = rng.integers(0, 16, 16)
+        words = [sum(int(codes[8 * j + i]) << 4 * i for i in range(8)) for j in range(2)]
+        for t in range(4):
+            four = permute(words[0], words[1], 0x40 + t * 0x11) & 0xFFFF
+            found = permute(0x26242220, 0x38302C28, four) | permute(0x1A1C1E20, 0x08101418, four ^ 0x8888)
+            for j, select in enumerate((0x4140, 0x4342)):
+                pair = permute(found, 0x42424242, select)
+                for half in range(2):
+                    code = int(codes[8 * j + 2 * t + half])
+                    assert bf16(pair >> 16 * half & 0xFFFF) == 40 + VALUES[code]
+
+
+def by_scale(scale: float) -> list[float]:
+    """What the multiply-add makes of each code."""
+    offset = rounded(-40 * scale)
+    with np.errstate(all="ignore"):
+        return [rounded((40 + value) * scale + offset) for value in VALUES]
+
+
+def test_every_code_by_every_scale_is_exact() -> None:
+    for code in range(127):
+        scale = float(np.array([code], np.uint8).view(ml_dtypes.float8_e4m3fn)[0])
+        assert by_scale(scale) == [value * scale for value in VALUES], code
+    for code in range(250):
+        assert by_scale(bf16(max(code << 7, 0x40))) == [value * 2.0 ** (code - 127) for value in VALUES], code
+    assert np.isnan(by_scale(bf16(255 << 7))).all()
+    assert not np.isfinite(by_scale(bf16(250 << 7))).any()  # beyond 2^122
