@@ -248,7 +248,7 @@ TUNING = (
     _rule("s16k2", _SMALL, _LONG, m=128, fields=_DENSE),
     _rule("s64k2", _MORE_THAN_32, _FEW, _HALF_LONG, fields=_SIXTEEN_BITS + _DENSE),
     _rule("s32", m=32),
-    _rule("s64k2", _LONGER, m=128, n=1024, fields=_DENSE),
+    _rule("s64k2", _LONGER, m=128, n=1024, fields=_NOT_WHOLE + _DENSE),
     _rule("s32", m=64, n=4096, fields=_DENSE),
     _rule("s32", m=128, n=1024, fields=_DENSE),
     _rule("t64x128", m=64),

@@ -9,12 +9,12 @@
 namespace ws {
 
 // The scales of an operand's rows from the first one of a tile on.
-struct RowScales {
+struct SumScales {
   const float* first;
   bool one;   // for all rows
   u32 rows;  // that there are
 
-  WS_DEVICE RowScales(const u8* scales, bool one_, u32 row, u32 rows_)
+  WS_DEVICE SumScales(const u8* scales, bool one_, u32 row, u32 rows_)
       : first(reinterpret_cast<const float*>(scales) + (one_ ? 0 : row)), one(one_), rows(rows_) {}
 
   WS_DEVICE float at(u32 row) const { return row < rows ? first[one ? 0 : row] : 0.0f; }
@@ -29,8 +29,8 @@ struct RowScales {
 
 WS_DEVICE void scale_sums(Sums& sums, const Problem& p, const Tile& tile, const Place& place) {
   const u8* const a_scales = p.is_grouped() ? p.a_scales : p.a_scales + tile.batch * p.a_scale_batch;
-  const RowScales a(a_scales, p.flags & kOneScaleA, tile.row, tile.rows);
-  const RowScales b(p.b_scales + tile.batch * p.b_scale_batch, p.flags & kOneScaleB, tile.column,
+  const SumScales a(a_scales, p.flags & kOneScaleA, tile.row, tile.rows);
+  const SumScales b(p.b_scales + tile.batch * p.b_scale_batch, p.flags & kOneScaleB, tile.column,
                     p.n > tile.column ? p.n - tile.column : 0);
   const u32 g = place.lane / 4, t = place.lane % 4;
 #pragma unroll
