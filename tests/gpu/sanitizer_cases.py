@@ -16,12 +16,13 @@ from dataclasses import replace
 from warpsmith.arch import default_target
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.formats import FORMATS
-from warpsmith.catalog.gemm import PAIRS
+from warpsmith.catalog.gemm import FEW_ROWS, PAIRS
 from warpsmith.catalog.gemm_mixed import PAIRS as MIXED
 from warpsmith.catalog.gemm_stream import PAIRS as STREAMED
 from warpsmith.catalog.plan import plan
+from warpsmith.catalog.spec import operands
 from warpsmith.evidence.cases import DTYPES, Case
-from warpsmith.evidence.gemm import GemmCase, gemm_cases, mixed_cases, stream_cases
+from warpsmith.evidence.gemm import GemmCase, gemm_cases, mixed_cases, packed_cases, stream_cases
 from warpsmith.evidence.moe_cases import MoeCase, SortCase, all_moe_cases
 from warpsmith.evidence.verify import verify
 from warpsmith.runtime.device import device_facts
@@ -40,6 +41,7 @@ def gemm() -> list[GemmCase]:
     found = [c for a, b in PAIRS for c in gemm_cases(a, b)]
     found += [c for a, b in STREAMED for c in stream_cases(a, b)]
     found += [c for a, b in MIXED for c in mixed_cases(a, b)]
+    found += [c for format in FEW_ROWS for c in packed_cases(*operands(format))]
     found = [c for c in found if c.kind in ("normal", "not_finite")]
     return [c for c in found if (sum(c.rows) or c.batches * c.m) * c.n * c.k <= MOST_GEMM]
 
@@ -65,7 +67,7 @@ def _quantize(operation: str, turn: int) -> Iterator[Case]:
             base = Case(operation, format, dtype, layout, 1, 37, 6 * spec.block[1])
             if number == 0:
                 yield replace(base, row_padding=3, misaligned=True, distribution="not_finite")
-            elif number == 1 and spec.block[0] == 1:
+            elif number == 1 and spec.block[0] == 1 and not spec.whole:
                 yield _grouped(base)
             else:
                 rounding = spec.roundings[-1] if spec.roundings else "ceil"
@@ -79,7 +81,7 @@ def _dequantize() -> Iterator[Case]:
             base = Case("dequantize", format, dtype, spec.layouts[number % len(spec.layouts)], 1, 37, 5 * spec.block[1])
             if number == 0:
                 yield replace(base, misaligned=True)
-            elif number == 1 and spec.block[0] == 1:
+            elif number == 1 and spec.block[0] == 1 and not spec.whole:
                 yield _grouped(base)
             else:
                 yield replace(base, batches=2, m=131, distribution="exhaustive")

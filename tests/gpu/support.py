@@ -27,7 +27,10 @@ DTYPES = {
 }
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 FORMAT_LAYOUTS = [(f.name, layout) for f in FORMATS.values() for layout in f.layouts]
-ROW_FORMAT_LAYOUTS = [(name, layout) for name, layout in FORMAT_LAYOUTS if FORMATS[name].block[0] == 1]
+ROW_FORMAT_LAYOUTS = [
+    (name, layout) for name, layout in FORMAT_LAYOUTS if FORMATS[name].block[0] == 1 and not FORMATS[name].whole
+]
+"""Those with scales of blocks of a row: what can be grouped, or made of SwiGLU."""
 QUANTIZE_CASES = [
     *((format, layout, False) for format, layout in FORMAT_LAYOUTS),
     *((format, layout, True) for format, layout in ROW_FORMAT_LAYOUTS),

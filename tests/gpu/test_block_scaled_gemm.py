@@ -43,7 +43,8 @@ def kernel_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     monkeypatch.setattr(cuda_gemm, "DEFAULT_PATH", EMULATED_PATH)
     used: set[str] = set()
     yield used
-    used |= {plan.kernel.cubin.kernel for plan in cuda_gemm._plans.values() if plan.kernel is not None}
+    planned = [plan.planned for plan in cuda_gemm._plans.values() if plan.planned is not None]
+    used |= {one.kernel.cubin.kernel for one in planned}
     assert used <= {k.name for k in KERNELS}
 
 
@@ -181,7 +182,7 @@ def test_a_graph_and_streams_give_the_same_bits() -> None:
 
     operands = [split_operands(seed) for seed in (1, 3)]
     wanted = [ws.gemm(a, b, out_dtype="float32") for a, b in operands]
-    assert all(plan.launch.arrivals for plan in cuda_gemm._plans.values())
+    assert all(plan.planned.launch.arrivals for plan in cuda_gemm._plans.values())
     streams = [torch.cuda.Stream() for _ in operands]
     graphs = []
     for stream, (a, b) in zip(streams, operands, strict=True):

@@ -18,7 +18,8 @@ def test_each_kernel_is_reached() -> None:
             for witness in variant.witnesses:
                 fields = dict(witness.fields)
                 dtype = fields.get("input") or fields.get("output")
-                assert witness.operation == "global_scale" or (witness.operation, witness.format, dtype) in seen
+                alone = witness.operation not in ("global_scale", "matrix_amax")  # these run with another
+                assert not alone or (witness.operation, witness.format, dtype) in seen
 
 
 def test_each_layout_is_misaligned_and_grouped() -> None:
