@@ -224,6 +224,7 @@ def packed_cases(a: str, b: str) -> Iterator[GemmCase]:
     yield replace(base, m=16, n=544, k=3136, out="bf16", bias="bf16")
     yield replace(base, m=37, n=96, k=7168, bias="fp16")
     yield replace(base, m=11, n=32, k=16448)
+    yield replace(base, m=5, n=32, k=16448, out="bf16")
     yield replace(base, m=3, n=160, k=704, batches=5, scale_each=True, padding=16)
     rows = (4, 0, 20, 1, 1, 0, 0, 7, 3, 0, 0, 9, 0, 0, 0, 2)
     grouped = replace(base, mode="grouped", batches=16, m=sum(rows) + 3, rows=rows, n=608, k=576, scale_each=True)
