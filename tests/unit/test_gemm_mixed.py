@@ -63,7 +63,7 @@ def test_the_portable_kernel_is_not_built_for_what_it_does_not_serve() -> None:
 @pytest.mark.parametrize("name", list(TILES))
 def test_a_launch_reads_boxes_of_what_a_stage_has(name: str) -> None:
     shape, tile = TILES[name], tile_of(KERNEL, f"bf16_x_mxfp4_{name}")
-    assert tile == (shape.m, shape.n, shape.k, 1, shape.blocks, 1, True)
+    assert tile == (shape.m, shape.n, shape.k, 1, shape.blocks, 1, True, False, False)
     size = Size("dense", 100, 512, 2880, 2)
     a, d = Operand("bf16", 5760, 100 * 5760), Output("bf16", 1024, 102400)
     for layout, flag in (("linear", 0), ("128x4", args.TILED_SCALES_B)):

@@ -313,7 +313,7 @@ def test_sizes_beyond_the_kernels_integers_are_refused() -> None:
 
 def test_constants_are_those_of_the_device_sources() -> None:
     source = (KERNELS / "format.cuh").read_text(encoding="utf-8")
-    device = {name: int(value) for name, value in re.findall(r"constexpr u32 k(\w+) = (\d+);", source)}
+    device = {name: int(value) for name, value in re.findall(r"enum : u32 \{ k(\w+) = (\d+) \};", source)}
     host = {
         "Threads": args.THREADS, "Elements": args.ELEMENTS, "Slab": args.SLAB,
         "VectorRows": args.VECTOR_ROWS, "VectorCodes": args.VECTOR_CODES, "VectorScales": args.VECTOR_SCALES,

@@ -83,7 +83,7 @@ def test_a_damaged_entry_is_warned_of_when_it_is_met_and_another_bundle_serves(t
     broken = sample_bundle(tmp_path / "a", parse("sm_121a")).path
     whole = sample_bundle(tmp_path / "b", parse("sm_121a")).path
     manifest = broken / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"threads": ', '"threads": 9'))
+    manifest.write_text(manifest.read_text().replace('"threads":', '"threads":9'))
     run = runtime(broken, whole)
     assert [len(p.bundles) for p in run.places()] == [2, 0]
     with pytest.warns(RuntimeWarning, match=r"manifest.json: cubins\[\d+\].threads: given 9"):

@@ -200,7 +200,7 @@ def _witnesses(a: str, b: str, m: int) -> tuple[Problem, ...]:
     Tiled scales of two quantized operands are read by faster kernels, where there are any.
     """
     layout = TILED_LAYOUT if a in PLAIN or (a, b) in WHOLE_SCALED else LINEAR_LAYOUT
-    return tuple(witness(pair(a, b), m, layout, k=k) for k in (4096, 32768))
+    return tuple(witness(format, m, layout, k=k) for format in served(a, b) for k in (4096, 32768))
 
 
 _TILE_MACROS = (

@@ -168,7 +168,7 @@ def _variant(a: str, b: str, name: str) -> Variant:
             *((f"WS_{key}", str(int(value))) for key, value in sizes.items()),
         ),
         serves=(("format", served(a, b)), ("layout", (TILED_LAYOUT,))),
-        witnesses=_witnesses(a, format, name),
+        witnesses=tuple(problem for one in served(a, b) for problem in _witnesses(a, one, name)),
         tile=name,
         instructions=(Instructions((_MMA[a if a in PLAIN else "fp8"], *_LOADS), CAPABILITIES, "a"),),
         activations=activations,
