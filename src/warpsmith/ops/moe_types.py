@@ -92,8 +92,8 @@ class Experts:
     ----------
     w13
         [E, 2·I, H]: an expert's gate rows, then its up rows; ``relu2``, which has no gate, [E, I, H]. A bfloat16 or
-        float16 tensor, or a `QTensor` (nvfp4: with one global scale, or one an expert) with linear scales, or with
-        `format` as `prepare_weight` makes it for such activations.
+        float16 tensor, or a `QTensor` (nvfp4: with one global scale, or one an expert) with linear scales, or as
+        `prepare_weight` makes it: with `format` for such activations, without for few rows of bfloat16.
     w2
         [E, H, I], of the same kind.
     activation

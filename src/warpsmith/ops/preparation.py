@@ -45,8 +45,7 @@ def prepare_weight(w: Any, activations: str, *, interleaved: bool = False, few_r
         packed for the 8-bit tensor cores too: its `packing` is ``mxfp8``, `dequantize`, `gemm` with mxfp8 activations
         and `Experts` of such a format understand it, and everything else refuses it. With `few_rows`, `packing` is
         ``bf16``, and `dequantize`, `gemm` and `grouped_gemm` with bf16 activations, and `Experts` without a format,
-        understand it. What is right already is returned
-        as it is.
+        understand it. What is right already is returned as it is.
 
     Raises
     ------

@@ -127,10 +127,11 @@ def _scale_layout(layout: str, batch_rows: int, blocks: int, m: int) -> tuple[in
     return blocks, batch_rows * blocks, 0
 
 
-def _row_vectors(x_address: int, size: int, m: int, batches: int, row_stride: int, batch_stride: int) -> bool:
-    """Whether every row starts at a multiple of 16 bytes."""
+def _row_vectors(x_address: int, element_type: str, m: int, batches: int, row_stride: int, batch_stride: int) -> int:
+    """The flag `VECTOR_ROWS` if every row starts at a multiple of 16 bytes, else 0."""
+    size = ELEMENT_BYTES[element_type]
     odd = x_address | (row_stride * size if m > 1 else 0) | (batch_stride * size if batches > 1 else 0)
-    return odd % 16 == 0
+    return 0 if odd % 16 else VECTOR_ROWS
 
 
 def quantize_launch(
@@ -203,8 +204,7 @@ def quantize_launch(
     flags |= VECTOR_CODES
     if tiled or (layout == LINEAR and blocks % 4 == 0 and spec.scale_bytes == 1):
         flags |= VECTOR_SCALES
-    if _row_vectors(x_address, ELEMENT_BYTES[element_type], m, batches, row_stride, batch_stride):
-        flags |= VECTOR_ROWS
+    flags |= _row_vectors(x_address, element_type, m, batches, row_stride, batch_stride)
     if rounding == "floor":
         flags |= FLOOR
     flags |= _group_flags(groups, padded_groups)
@@ -239,9 +239,7 @@ def quantize_128x128_launch(
 ) -> Launch:
     """Plan ``ws_quantize_128x128``; arguments as for `quantize_launch`, pointers ``x, codes, scales``."""
     _check_size(m, k, 0)
-    flags = VECTOR_CODES
-    if _row_vectors(x_address, ELEMENT_BYTES[element_type], m, batches, row_stride, batch_stride):
-        flags |= VECTOR_ROWS
+    flags = VECTOR_CODES | _row_vectors(x_address, element_type, m, batches, row_stride, batch_stride)
     return Launch(
         (k // SLAB, min(-(-m // SLAB), _MAX_GRID), min(batches, _MAX_GRID)),
         THREADS,
@@ -269,9 +267,7 @@ def whole_launches(
         and scales, and ``partials`` takes one 32-bit word for each CTA of each batch.
     """
     _check_size(m, k, 0)
-    flags = VECTOR_CODES
-    if _row_vectors(x_address, ELEMENT_BYTES[element_type], m, batches, row_stride, batch_stride):
-        flags |= VECTOR_ROWS
+    flags = VECTOR_CODES | _row_vectors(x_address, element_type, m, batches, row_stride, batch_stride)
     parts = min(m, MAX_PARTIALS)
     tail = row_stride, batch_stride, m, k // ELEMENTS, batches, parts, flags
     grid_y = min(batches, _MAX_GRID)
@@ -354,14 +350,13 @@ def amax_launch(
         raise InvalidArgumentError(
             f"{batches} × {m} × {k} elements are too many for one amax: {tiles} tiles; expected fewer than 2^32"
         )
-    size = ELEMENT_BYTES[element_type]
-    vector = k % ELEMENTS == 0 and _row_vectors(x_address, size, m, batches, row_stride, batch_stride)
+    rows = _row_vectors(x_address, element_type, m, batches, row_stride, batch_stride)
     return Launch(
         (min(tiles, most_ctas, MAX_PARTIALS), 1, 1),
         THREADS,
         (
             row_stride, batch_stride, k,
-            m, batches, row_tiles, col_tiles, row_shift, VECTOR_ROWS if vector else 0,
+            m, batches, row_tiles, col_tiles, row_shift, 0 if k % ELEMENTS else rows,
         ),
     )  # fmt: skip
 
