@@ -28,26 +28,19 @@ def subjects(found: dict[str, Any]) -> set[str]:
     return {f["subject"] for f in found["findings"]}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One compile cache for all test processes: it is made for that."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if os.getenv("PYTEST_XDIST_WORKER") else base) / "cli-cache"
-
-
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> None:
     for name in [n for n in os.environ if n.startswith("WARPSMITH_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("WARPSMITH_CACHE_DIR", str(cache))
+    monkeypatch.setenv("WARPSMITH_CACHE_DIR", str(shared_cache))
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
     """Bundles for both SM12x capabilities."""
     out = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WARPSMITH_CACHE_DIR", str(cache))
+        patch.setenv("WARPSMITH_CACHE_DIR", str(shared_cache))
         code, found = run("build", "--arch", BOTH, "--out", out)
     assert (code, found["findings"]) == (0, [])
     assert sorted(p.name for p in out.iterdir()) == ["sm_120f", "sm_121a"]
