@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from warpsmith.bundle.packing import pack, unpack
 from warpsmith.cli.app import app
 
 BOTH = "12.0 12.1"
@@ -88,7 +89,7 @@ def entry(copy: Path, target: str, kernel: str = "quantize") -> dict[str, Any]:
 
 
 def cubin(copy: Path, target: str) -> Path:
-    return copy / target / "cubins" / f"{entry(copy, target)['sha256']}.cubin"
+    return copy / target / "cubins" / f"{entry(copy, target)['sha256']}.cubin.z"
 
 
 def name(copy: Path, target: str) -> str:
@@ -131,11 +132,12 @@ def exchange(copy: Path) -> str:
 
 def exchange_with_its_digest(copy: Path) -> str:
     """The other target's cubin, filed so that every digest is right."""
-    data = cubin(copy, "sm_120f").read_bytes()
+    chosen = entry(copy, "sm_120f")
+    data = unpack(cubin(copy, "sm_120f").read_bytes(), chosen["size"])
     digest = hashlib.sha256(data).hexdigest()
     cubin(copy, "sm_121a").unlink()
     rewrite(copy, lambda e: e.update(sha256=digest, size=len(data)))
-    (copy / "sm_121a" / "cubins" / f"{digest}.cubin").write_bytes(data)
+    (copy / "sm_121a" / "cubins" / f"{digest}.cubin.z").write_bytes(pack(data))
     return name(copy, "sm_121a")
 
 
@@ -195,7 +197,8 @@ def test_resolve_names_the_cubin_that_would_run(built: Path, arch: str, target: 
     choice = found["decisions"][0]["choice"]
     assert choice["target"] == target
     file = built / target / choice["file"]
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == choice["sha256"]
+    assert file.name == f"{choice['sha256']}.cubin.z"
+    assert hashlib.sha256(unpack(file.read_bytes(), choice["bytes"])).hexdigest() == choice["sha256"]
     assert choice["from"] == str(built / target)
 
 
