@@ -30,8 +30,8 @@ CATALOG = Catalog(
     ),
     promises=PROMISES,
     tuning=(
-        *(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *gemm_sm90.TUNING, *gemm_mixed.TUNING, *gemm_packed.TUNING),
-        *(*gemm.TUNING, *moe_decode.TUNING, *fp4_gemm_gated.TUNING),
+        *(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *fp4_gemm_gated.TUNING, *gemm_sm90.TUNING, *gemm_mixed.TUNING),
+        *(*gemm_packed.TUNING, *gemm.TUNING, *moe_decode.TUNING),
     ),
     estimates=(*fp4_gemm.ESTIMATES, *fp4_gemm_gated.ESTIMATES),
     splits=(*gemm_sm90.SPLITS, *gemm_mixed.SPLITS),
