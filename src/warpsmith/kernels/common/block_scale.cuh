@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a block's largest magnitude to its one-byte scale and to the factor that its elements are multiplied by, and from
-// there to codes.
+// From a block's largest magnitude to its one-byte scale and to the factor that its elements are multiplied by, and
+// from there to codes.
 #pragma once
 
 #include "common/arithmetic.cuh"
@@ -65,18 +65,19 @@ struct E4m3Scale {  // ue4m3, beside a global scale
   }
 };
 
-// Codes of eight values times a factor: a word of e2m1, or two of e4m3. `kCareful` says that the factor may be NaN, and
-// that products may be too large for the software.
+// A value times a factor. `kCareful`: the factor may be NaN, and products too large for the software encoders.
 template <bool kNibbles, bool kCareful>
-WS_DEVICE void encode_scaled(const float (&x)[8], float factor, u32 (&codes)[kNibbles ? 1 : 2]) {
+WS_DEVICE float scaled(float x, float factor) {
   constexpr bool native = kNibbles ? kNativeE2m1 : kNativeE4m3;
   constexpr float largest = kLargestElement<kNibbles ? 4 : 8>;
-  float y[8];
-#pragma unroll
-  for (u32 i = 0; i < 8; ++i) {
-    y[i] = __fmul_rn(x[i], factor);
-    if constexpr (kCareful && !native) y[i] = fmaxf(fminf(y[i], largest), -largest);
-  }
+  float y = __fmul_rn(x, factor);
+  if constexpr (kCareful && !native) y = fmaxf(fminf(y, largest), -largest);
+  return y;
+}
+
+// Codes of eight such products: a word of e2m1, or two of e4m3.
+template <bool kNibbles, bool kCareful>
+WS_DEVICE void encode_scaled(const float (&y)[8], float factor, u32 (&codes)[kNibbles ? 1 : 2]) {
   if constexpr (kNibbles) {
     codes[0] = encode_e2m1x8(y);
   } else {

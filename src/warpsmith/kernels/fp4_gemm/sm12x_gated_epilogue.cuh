@@ -2,8 +2,8 @@
 // From a warp's sums to codes and scales: gate and up meet, are activated, and leave as blocks of A's format, which the
 // next product reads as its A.
 //
-// Of every 32 columns of the product 16 are of the gate and 16 of up, so that a part (sm12x_epilogue.cuh) has whole rows
-// of 16 activations or, in t256, 32. Four lanes have 16 activations of a row, four each.
+// Of every 32 columns of the product 16 are of the gate and 16 of up, so that a part (sm12x_epilogue.cuh) has whole
+// rows of 16 activations or, in t256, 32. Four lanes have 16 activations of a row, four each.
 #pragma once
 
 #include "common/block_scale.cuh"
@@ -163,15 +163,24 @@ struct Coded {
     bool exception;
     BlockScale found = DScale::quick(amax, scaling, exception);
     if (!__any_sync(kAllLanes, exception)) {
-      encode_scaled<kNibbles, false>(x, found.factor, made);
+      encode<false>(x, found.factor, made);
     } else {
       // Without a usable global scale no block is finite.
       if (!(global_scale > 0.0f && is_finite(global_scale))) amax = kInfinity;
       found = DScale::exact(amax, scaling);
-      encode_scaled<kNibbles, true>(x, found.factor, made);
+      encode<true>(x, found.factor, made);
     }
     codes = made[0];
     scale = found.stored;
+  }
+
+ private:
+  template <bool kCareful>
+  WS_DEVICE static void encode(const float (&x)[8], float factor, u32 (&made)[kNibbles ? 1 : 2]) {
+    float y[8];
+#pragma unroll
+    for (u32 i = 0; i < 8; ++i) y[i] = scaled<kNibbles, kCareful>(x[i], factor);
+    encode_scaled<kNibbles, kCareful>(y, factor, made);
   }
 };
 

@@ -32,12 +32,15 @@ struct Scale<WS_FP8_BLOCK> {
   }
 };
 
-// Codes of x·factor; see `encode_scaled`.
+// Codes of x·factor; `kCareful` is that of `scaled`.
 template <int kFormat, bool kCareful, int kType>
 WS_DEVICE void encode(const Elements<kType>& elements, float factor, u32 (&codes)[Format<kFormat>::code_words]) {
-  float x[kElements];
-  elements.unpack(x);
-  encode_scaled<Format<kFormat>::nibbles, kCareful>(x, factor, codes);
+  constexpr bool nibbles = Format<kFormat>::nibbles;
+  float y[kElements];
+  elements.unpack(y);
+#pragma unroll
+  for (u32 i = 0; i < kElements; ++i) y[i] = scaled<nibbles, kCareful>(y[i], factor);
+  encode_scaled<nibbles, kCareful>(y, factor, codes);
 }
 
 }  // namespace ws
