@@ -68,9 +68,9 @@ class Notes:
 
         def launch(grid: tuple[int, int, int], given: tuple[Any, ...], stream: int) -> None:
             assert stream == 7
-            self.kernels.append("product" if row.operation == "gemm" else row.name)
+            self.kernels.append("product" if row.operation == "gemm" else row.operation)
             self.products += [row.name] if row.operation == "gemm" else []
-            if row.takes_maps:
+            if row.takes_maps and row.operation == "gemm":
                 gemm_emulator.launch_maps(choice.variant, grid, given)
             else:
                 moe_emulator.launch(choice, grid, given)
@@ -80,12 +80,12 @@ class Notes:
 
 def device(monkeypatch: pytest.MonkeyPatch, capability: str) -> tuple[Any, Notes]:
     """`warpsmith.ops.cuda_moe` for CPU tensors, and what a device of that capability would launch."""
-    from warpsmith.ops import cuda_gemm, cuda_moe, cuda_moe_plan, cuda_moe_prepared
+    from warpsmith.ops import cuda_gated, cuda_gemm, cuda_moe, cuda_moe_plan, cuda_moe_prepared
     from warpsmith.runtime import tensor_map
 
     facts = DeviceFacts(Capability.parse(capability), 132)
     notes = Notes(facts)
-    for module in (cuda_gemm, cuda_moe_plan, cuda_moe_prepared):
+    for module in (cuda_gated, cuda_gemm, cuda_moe_plan, cuda_moe_prepared):
         monkeypatch.setattr(module, "runtime", lambda: notes)
     monkeypatch.setattr(tensor_map, "encode", gemm_emulator.encode)
     monkeypatch.setattr(cuda_gemm, "_facts", lambda _: facts)
