@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bf16 by 4-bit weights on Hopper's `wgmma`: the program of `sm90_gemm`, codes its operand in registers. Data only.
+"""bf16 by quantized weights on Hopper's `wgmma`: the program of `sm90_gemm`, codes its operand in registers. Data only.
 
 ``docs/kernels/sm90_mixed_gemm.md`` has the contract, and the timings that tiles and splits were chosen by.
 """
@@ -15,7 +15,7 @@ from warpsmith.catalog.spec import Instructions, Kernel, Problem, Variant, pair
 from warpsmith.tuning import Bound, Rule
 from warpsmith.tuning.splits import SplitRule
 
-PAIRS = (("bf16", "nvfp4"), ("bf16", "mxfp4"))
+PAIRS = (("bf16", "nvfp4"), ("bf16", "mxfp4"), ("bf16", "mxfp8"), ("bf16", "fp8_block_128x128"))
 """(A, B)."""
 
 
@@ -55,7 +55,9 @@ TILES = {
 """By name, which says the rows of A; `w`: wide, for groups."""
 
 _WITNESS_ROWS = {"m16": 16, "m32": 32, "m64": 64, "m64w": 32, "m128": 128, "m256": 4096}
-_MMA = (r"HGMMA\.64x\d+x16\.F32\.BF16", r"HMUL2\.BF16", "WARPGROUP\\.DEPBAR", "UTMALDG\\.3D", "LDGSTS", "UBLKCP")
+_MMA = (r"HGMMA\.64x\d+x16\.F32\.BF16", r"HMUL2\.BF16", "WARPGROUP\\.DEPBAR", "UTMALDG\\.3D")
+_SCALES = {"fp8_block_128x128": ("MUFU\\.RCP",)}
+"""What shows how block scales come: a row's by copies of words, or of tiles."""
 
 
 def _witness(format: str, name: str) -> Problem:
@@ -86,7 +88,7 @@ def _variant(a: str, b: str, name: str) -> Variant:
         serves=(("format", (format,)), ("layout", (gemm.TILED_LAYOUT, gemm.LINEAR_LAYOUT))),
         witnesses=(_witness(format, name),),
         tile=name,
-        instructions=(Instructions(_MMA, CAPABILITIES, "a"),),
+        instructions=(Instructions((*_MMA, *_SCALES.get(b, ("LDGSTS", "UBLKCP"))), CAPABILITIES, "a"),),
     )
 
 
