@@ -92,6 +92,21 @@ def test_splits_are_for_dense_problems_of_few_tiles() -> None:
         assert splits * tiles <= max(132 * tile.blocks, tiles)
 
 
+def splits_of(format: str, m: int, n: int, k: int) -> int:
+    fields = {"format": format, "mode": "dense", "layout": "tiled", "path": "default"}
+    cubin = chosen(format=format, m=m, n=n, k=k)
+    return choose_map_splits(CATALOG, cubin, fields, Size("dense", m, n, k), 132)[0]
+
+
+def test_bytes_have_rules_of_their_own() -> None:
+    nibbles, mxfp8, squares = FORMATS[1:]
+    assert [splits_of(f, 16, 4096, 7168) for f in (nibbles, mxfp8, squares)] == [2, 4, 4]
+    assert [splits_of(f, 12, 4096, 4096) for f in (mxfp8, squares)] == [4, 2]
+    tiles = [chosen(format=f, m=400, n=4096).variant.rpartition("_")[2] for f in (nibbles, mxfp8, squares)]
+    assert tiles == ["m256", "m256", "m128"]
+    assert chosen(format=squares, m=400, n=8192).variant.endswith("m256")
+
+
 # ---- the arithmetic of sm90_mixed_fragments.cuh ---------------------------------------------------------------------
 
 

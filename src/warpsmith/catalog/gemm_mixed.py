@@ -108,12 +108,16 @@ KERNEL = Kernel(
 _GROUPED = (("mode", ("grouped",)),)
 _FEW = Bound(("n", "batches"), maximum=64, per_sm=True)
 """Half of the multiprocessors have 128 columns, or fewer have."""
+_ONE_WAVE = Bound(("m", "n", "batches"), maximum=128 * 128, per_sm=True)
+"""Of tiles of 128 × 128."""
+_MXFP8, _SQUARES = ((pair(*operands),) for operands in PAIRS[2:])
 _TINY = Bound(("n", "batches"), maximum=16, per_sm=True)
 
 
-def _rule(tile: str, m: int = 0, *bounds: Bound, grouped: bool = False) -> Rule:
+def _rule(tile: str, m: int = 0, *bounds: Bound, grouped: bool = False, formats: tuple[str, ...] = ()) -> Rule:
     most = (Bound(("m",), maximum=m),) if m else ()
-    return Rule(KERNEL.name, tile, fields=_GROUPED if grouped else (), bounds=(*most, *bounds))
+    fields = (*(_GROUPED if grouped else ()), *((("format", formats),) if formats else ()))
+    return Rule(KERNEL.name, tile, fields=fields, bounds=(*most, *bounds))
 
 
 TUNING = (
@@ -128,10 +132,13 @@ TUNING = (
     _rule("m32", 128, _TINY),
     _rule("m128", 128),
     _rule("m128", 256, _FEW),
+    _rule("m128", 512, _ONE_WAVE, formats=_SQUARES),
     _rule("m256"),
 )
 """Of groups, with m rows on average, many have more."""
 SPLITS = (
+    SplitRule(KERNEL.name, "m16", most=4, units_per_sm=2, part_k=1024, formats=_MXFP8),
+    SplitRule(KERNEL.name, "m16", most=4, units_per_sm=2, part_k=1440, formats=_SQUARES),
     SplitRule(KERNEL.name, "m16", most=2, units_per_sm=2, part_k=1440),
     SplitRule(KERNEL.name, "m32", most=4, units_per_sm=2, part_k=1440),
     SplitRule(KERNEL.name, "m64", most=2, units_per_sm=1, part_k=1440),
