@@ -108,8 +108,8 @@ KERNEL = Kernel(
 _GROUPED = (("mode", ("grouped",)),)
 _FEW = Bound(("n", "batches"), maximum=64, per_sm=True)
 """Half of the multiprocessors have 128 columns, or fewer have."""
-_ONE_WAVE = Bound(("m", "n", "batches"), maximum=128 * 128, per_sm=True)
-"""Of tiles of 128 × 128."""
+_FOUR_ROWS = Bound(("n", "batches"), maximum=32, per_sm=True)
+"""Four rows of tiles of 128 × 128 are one wave."""
 _MXFP8, _SQUARES = ((pair(*operands),) for operands in PAIRS[2:])
 _TINY = Bound(("n", "batches"), maximum=16, per_sm=True)
 
@@ -132,7 +132,7 @@ TUNING = (
     _rule("m32", 128, _TINY),
     _rule("m128", 128),
     _rule("m128", 256, _FEW),
-    _rule("m128", 512, _ONE_WAVE, formats=_SQUARES),
+    _rule("m128", 512, _FOUR_ROWS, formats=_SQUARES),
     _rule("m256"),
 )
 """Of groups, with m rows on average, many have more."""
