@@ -36,7 +36,7 @@ def random(*shape: int, dtype: Any = None, seed: int = 0) -> Any:
 
 
 def experts(
-    activations: str, weights: str, number: int = 3, hidden: int = 128, inner: int = 96, **options: Any
+    activations: str | None, weights: str, number: int = 3, hidden: int = 128, inner: int = 96, **options: Any
 ) -> ws.Experts:
     """A layer with weights as they were quantized."""
     gates = 1 if options.get("activation") == "relu2" else 2
@@ -279,3 +279,14 @@ def test_the_kernel_has_the_number_of_gathering() -> None:
 
     assert f"kGather = {fused_moe.GATHER} " in kernel_sources()["fused_moe/sm80_moe_quantize.cuh"]
     assert np.count_nonzero([k.name == "moe_quantize" for k in fused_moe.KERNELS]) == 1
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # products that nothing computes
+@pytest.mark.parametrize("weights", ["mxfp4", "mxfp8", "fp8_block_128x128"])
+def test_on_hopper_both_products_beside_bf16_run_on_wgmma(monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
+    layer = experts(None, weights, inner=128)
+    x, logits = random(40, 128), random(40, 3, seed=3)
+    cuda, notes = device(monkeypatch, "9.0")
+    monkeypatch.setattr(gemm_emulator, "launch_maps", lambda *_: None)
+    run(cuda, x, logits, layer, TOP2)
+    assert notes.products == ["sm90_mixed_gemm"] * 2

@@ -63,7 +63,7 @@ _STREAMED = (
     *("fp16_x_nvfp4", "fp16_x_fp8_block_128x128"),
 )
 _PACKED = ("bf16_x_nvfp4", "bf16_x_mxfp4")
-_MIXED = ("bf16_x_nvfp4", "bf16_x_mxfp4")
+_MIXED = (*_PACKED, "bf16_x_mxfp8", "bf16_x_fp8_block_128x128")
 _STREAMS = ("sm90_stream_gemm", "sm90_stream_pair_gemm")
 _GEMM_FORMATS = (*_PLAIN, "nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128", *_WHOLE)
 

@@ -123,7 +123,7 @@ def choose_map_splits(
     """Parts of K, and how many tiles in front are not split, by the catalog's rule or estimate; (1, 0) without one."""
     kernel = catalog.kernel(cubin.kernel)
     name, tile = kernel.variant(cubin.variant).tile, tile_of(kernel, cubin.variant)
-    most, rule = max_splits(tile, size), catalog.split_rule(cubin.kernel, name)
+    most, rule = max_splits(tile, size), catalog.split_rule(cubin.kernel, name, fields.get("format", ""))
     if most == 1:
         return 1, 0
     if rule is not None:
