@@ -250,6 +250,8 @@ def mixed_cases(a: str, b: str) -> Iterator[GemmCase]:
     grouped = replace(base, mode="grouped", batches=6, m=sum(rows) + 3, rows=rows, n=200, k=short, scale_each=True)
     yield from (grouped, replace(grouped, out="bf16", bias="bf16", tiled_b=True, wide=True))
     yield replace(base, mode="masked", batches=4, m=70, rows=(70, 0, 3, 70), k=few)
+    small = replace(base, m=20, n=72, k=short)  # for tools that slow a launch down a thousandfold
+    yield from (replace(small, splits=2, tiled_b=True), replace(small, mode="grouped", batches=3, rows=(3, 0, 17)))
     for kind in KINDS:
         yield replace(base, m=40, n=72, k=short + 4 * step, kind=kind, tiled_b=kind == "not_finite")
 
