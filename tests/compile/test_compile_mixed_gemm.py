@@ -10,15 +10,19 @@ from shipped import artifact
 
 from warpsmith.bundle.elf import read_cubin
 from warpsmith.catalog.gemm_mixed import KERNEL, TILES
-from warpsmith.catalog.spec import Variant
+from warpsmith.catalog.gemm_mixed_packed import KERNEL as PACKED
+from warpsmith.catalog.spec import Kernel, Variant
 from warpsmith.compiler.sass import count, spills
 
 LIMIT = 232448  # bytes of shared memory of a block
 
 
-@pytest.mark.parametrize("variant", KERNEL.variants, ids=lambda v: v.name)
-def test_a_variant_compiles_to_what_the_catalog_asks_for(variant: Variant, shared_cache: Path) -> None:
-    made = artifact(KERNEL, variant, shared_cache)
+VARIANTS = [(kernel, v) for kernel in (KERNEL, PACKED) for v in kernel.variants]
+
+
+@pytest.mark.parametrize(("kernel", "variant"), VARIANTS, ids=lambda x: x.name)
+def test_a_variant_compiles_to_what_the_catalog_asks_for(kernel: Kernel, variant: Variant, shared_cache: Path) -> None:
+    made = artifact(kernel, variant, shared_cache)
     assert "C75" not in made.log  # the compiler says so where it makes every MMA wait
     info = read_cubin(made.cubin)
     assert spills(made.census) == 0

@@ -25,6 +25,7 @@ from warpsmith.catalog.spec import operands
 from warpsmith.evidence.cases import DTYPES, Case
 from warpsmith.evidence.gated import GatedCase, gated_cases
 from warpsmith.evidence.gemm import GemmCase, emulated_cases, gemm_cases, mixed_cases, packed_cases, stream_cases
+from warpsmith.evidence.gemm_packed_cases import many_rows_cases
 from warpsmith.evidence.moe_cases import MoeCase, SortCase, all_moe_cases
 from warpsmith.evidence.verify import verify
 from warpsmith.runtime.device import device_facts
@@ -44,6 +45,7 @@ def gemm() -> list[GemmCase]:
     found += [c for a, b in STREAMED for c in stream_cases(a, b)]
     found += [c for a, b in MIXED for c in mixed_cases(a, b)]
     found += [c for format in FEW_ROWS for c in packed_cases(*operands(format))]
+    found += many_rows_cases()
     found = [c for c in found if c.kind in ("normal", "not_finite")]
     return [c for c in found if _size(c) <= MOST_GEMM]
 

@@ -71,7 +71,7 @@ def test_the_portable_kernel_is_not_built_for_what_it_does_not_serve() -> None:
 @pytest.mark.parametrize(("weights", "bits"), [("mxfp4", 4), ("mxfp8", 8), ("fp8_block_128x128", 8)])
 def test_a_launch_reads_boxes_of_what_a_stage_has(weights: str, bits: int, name: str) -> None:
     shape, tile = TILES[name], tile_of(KERNEL, f"bf16_x_{weights}_{name}")
-    assert tile == (shape.m, shape.n, shape.k, 1, shape.blocks, 1, True, False, False)
+    assert tile == (shape.m, shape.n, shape.k, 1, shape.blocks, 1, True, False, False, False)
     size, row = Size("dense", 100, 512, 2944, 2), 2944 * bits // 8
     a, d = Operand("bf16", 5888, 100 * 5888), Output("bf16", 1024, 102400)
     for layout, flag in (("linear", 0), ("128x4", args.TILED_SCALES_B)):

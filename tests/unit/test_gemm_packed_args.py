@@ -25,10 +25,10 @@ ONE, PAIR = TILES["sm90_packed_gemm"]["rows8"], TILES["sm90_packed_pair_gemm"]["
         (9, 2048, "sm90_packed_gemm/{}_rows16"),
         (16, 4096, "sm90_packed_gemm/{}_rows16"),
         (16, 7168, "sm90_packed_pair_gemm/{}_rows16"),
-        (512, 7168, "sm90_packed_pair_gemm/{}_rows16"),
+        (512, 7168, "sm90_mixed_packed_gemm/{}_m256"),
     ],
 )
-def test_a_block_has_all_of_k_where_its_rows_of_a_fit(format: str, m: int, k: int, chosen: str) -> None:
+def test_a_block_has_all_of_k_where_few_rows_of_a_fit(format: str, m: int, k: int, chosen: str) -> None:
     choice = ws.explain("gemm", device="9.0", format=format, layout="prepared", m=m, n=4096, k=k).choice
     assert str(choice).partition("@")[0] == chosen.format(format)
 

@@ -40,8 +40,12 @@ def test_the_host_computes_the_same(weights: str) -> None:
 
 
 @pytest.mark.parametrize("weights", ["nvfp4", "mxfp4"])
-@pytest.mark.parametrize("tokens", [1, 5, 300])
-def test_both_products_run_the_kernel_for_few_rows(monkeypatch: pytest.MonkeyPatch, weights: str, tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "kernel"), [(1, "sm90_packed_gemm"), (5, "sm90_packed_gemm"), (300, "sm90_mixed_packed_gemm")]
+)
+def test_both_products_run_a_kernel_for_such_weights(
+    monkeypatch: pytest.MonkeyPatch, weights: str, tokens: int, kernel: str
+) -> None:
     from gemm_notes import Notes, without_device
 
     from warpsmith.ops import cuda_moe_plan
@@ -52,7 +56,8 @@ def test_both_products_run_the_kernel_for_few_rows(monkeypatch: pytest.MonkeyPat
     _, packed = layers(weights)
     plan = cuda_moe_plan.make_plan(random(tokens, 128), random(tokens, 3), packed, TOP2, 2, 0)
     for product in (plan.first, plan.second):
-        assert product.kernel.cubin.kernel == "sm90_packed_gemm"
+        assert product.kernel.cubin.kernel == kernel
+        assert product.packed == (tokens == 300)
 
 
 def test_what_they_are_not_for_is_refused() -> None:

@@ -10,6 +10,7 @@ from warpsmith.catalog import (
     fused_moe,
     gemm,
     gemm_mixed,
+    gemm_mixed_packed,
     gemm_packed,
     gemm_sm90,
     gemm_stream,
@@ -26,15 +27,15 @@ CATALOG = Catalog(
     kernels=(
         *(*fp4_quantization.KERNELS, *fp4_gemm.KERNELS, *fp4_gemm_gated.KERNELS),
         *(gemm_sm90.KERNEL, *gemm_stream.KERNELS, gemm_mixed.KERNEL),
-        *(*gemm_packed.KERNELS, *gemm.KERNELS, *fused_moe.KERNELS, *moe_decode.KERNELS),
+        *(*gemm_packed.KERNELS, gemm_mixed_packed.KERNEL, *gemm.KERNELS, *fused_moe.KERNELS, *moe_decode.KERNELS),
     ),
     promises=PROMISES,
     tuning=(
         *(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *fp4_gemm_gated.TUNING, *gemm_sm90.TUNING, *gemm_mixed.TUNING),
-        *(*gemm_packed.TUNING, *gemm.TUNING, *moe_decode.TUNING),
+        *(*gemm_packed.TUNING, *gemm_mixed_packed.TUNING, *gemm.TUNING, *moe_decode.TUNING),
     ),
     estimates=(*fp4_gemm.ESTIMATES, *fp4_gemm_gated.ESTIMATES),
-    splits=(*gemm_sm90.SPLITS, *gemm_mixed.SPLITS),
+    splits=(*gemm_sm90.SPLITS, *gemm_mixed.SPLITS, *gemm_mixed_packed.SPLITS),
 )
 """The one catalog."""
 

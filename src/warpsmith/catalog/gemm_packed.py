@@ -35,14 +35,17 @@ class _Row(NamedTuple):
     witnesses: tuple[tuple[int, int], ...]  # rows of A and K, by tile
 
 
+_FEW = Bound(("m",), maximum=16)
+_GROUPS = Bound(("batches",), maximum=512)
+_LONGEST = Bound(("k",), maximum=2 * 65536)
 _ROWS = (
     _Row(
         "sm90_packed_gemm",
         (("rows8", PackedTile(8, 1)), ("rows16", PackedTile(16, 1))),
-        (Bound(("m", "k"), maximum=16 * 4128), Bound(("batches",), maximum=512)),  # A fits the block beside 3 stages
+        (_FEW, _GROUPS, Bound(("m", "k"), maximum=16 * 4128)),  # A fits the block beside 3 stages
         ((1, 4096), (16, 4096)),
     ),
-    _Row("sm90_packed_pair_gemm", (("rows16", PackedTile(16, 2)),), (), ((16, 8192),)),
+    _Row("sm90_packed_pair_gemm", (("rows16", PackedTile(16, 2)),), (_FEW, _GROUPS, _LONGEST), ((16, 8192),)),
 )
 TILES = {row.name: dict(row.tiles) for row in _ROWS}
 """By kernel and name: a block has all of K, or a pair of blocks divides it."""

@@ -64,6 +64,7 @@ _STREAMED = (
 )
 _PACKED = ("bf16_x_nvfp4", "bf16_x_mxfp4")
 _MIXED = (*_PACKED, "bf16_x_mxfp8", "bf16_x_fp8_block_128x128")
+_PACKED_KERNELS = ("sm90_packed_gemm", "sm90_packed_pair_gemm")
 _STREAMS = ("sm90_stream_gemm", "sm90_stream_pair_gemm")
 _GEMM_FORMATS = (*_PLAIN, "nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128", *_WHOLE)
 
@@ -135,7 +136,7 @@ PROMISES = (
     *_rows("gemm", ("mxfp8_x_mxfp4",), _SM12X, "sm12x_blockscaled_gemm", _PREPARED),
     *_rows("gemm", ("mxfp8_x_mxfp4",), _SM90, "sm12x_blockscaled_gemm_emulated", _PREPARED),
     *_rows("gemm", ("mxfp8_x_mxfp4",), _except(_EVERYWHERE, (*_SM90, *_SM12X)), None, _PREPARED, _NOT_PREPARED),
-    *_rows("gemm", _PACKED, _SM90, "sm90_packed_pair_gemm", _PREPARED, others=("sm90_packed_gemm",)),
+    *_rows("gemm", _PACKED, _SM90, "sm90_mixed_packed_gemm", _PREPARED, others=_PACKED_KERNELS),
     *_rows("gemm", _PACKED, _except(_EVERYWHERE, _SM90), None, _PREPARED, _NOT_PACKED),
     *_unsupported_gemms(),
     *_rows("gated_gemm", _GATED, _SM12X, "sm12x_gated_gemm"),

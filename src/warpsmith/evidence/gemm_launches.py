@@ -103,7 +103,7 @@ def _launch(
     operands: tuple[Argument, ...] = (a, b, d.pointer, a_scales, b_scales)
     if isinstance(launch, MapLaunch):
         a_map, b_map = (encode(bench.driver, bench.device, *x) for x in ((a, launch.a), (b, launch.b)))
-        operands = (a_map, b_map, a_scales, b_scales, d.pointer)
+        operands = (a_map, b_map, b if case.few_rows else a_scales, b_scales, d.pointer)
     rest = (bias, 0, a_scale, b_scale, index, workspace.pointer, arrivals.pointer)
     tail: tuple[Argument, ...] = launch.tail
     if isinstance(launch, MapLaunch) and launch.d is not None:

@@ -22,6 +22,7 @@ from warpsmith.evidence.device import POISON, Array, Bench, Guarded
 from warpsmith.evidence.gated import GatedCase, gated_cases, run_gated
 from warpsmith.evidence.gemm import GemmCase, all_gemm_cases
 from warpsmith.evidence.gemm_launches import run_gemm
+from warpsmith.evidence.gemm_packed_cases import many_rows_cases
 from warpsmith.evidence.moe import run_moe
 from warpsmith.evidence.moe_cases import MoeCase, all_moe_cases
 from warpsmith.ops import quantization_args as arguments
@@ -53,6 +54,7 @@ def all_cases(catalog: Catalog) -> Iterator[Case | GemmCase | GatedCase | MoeCas
     for dtype in _TYPES:
         yield from amax_cases(dtype)
     yield from all_gemm_cases()
+    yield from many_rows_cases()
     yield from gated_cases()
     yield from all_moe_cases()
 

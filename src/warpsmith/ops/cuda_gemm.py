@@ -75,11 +75,15 @@ _OPERANDS = (
 
 
 class Planned(NamedTuple):
-    """A product that is not empty, ready for `launch_planned`; `maps` make its tensor maps, A's and B's first."""
+    """A product that is not empty, ready for `launch_planned`; `maps` make its tensor maps, A's and B's first.
+
+    `packed`: the kernel copies B without a map, and takes its pointer for that of A's scales, which there are none of.
+    """
 
     kernel: PreparedKernel
     launch: arguments.Launch | MapLaunch
     maps: tuple[TensorMaps, ...] | None
+    packed: bool = False
 
 
 class _Plan(NamedTuple):
@@ -359,7 +363,8 @@ def plan_launch(
         )  # fmt: skip
         driver = runtime().driver
         specs = (mapped.a, mapped.b) if mapped.d is None else (mapped.a, mapped.b, mapped.d)
-        return Planned(kernel, mapped, tuple(TensorMaps(driver, device, spec) for spec in specs))
+        maps = tuple(TensorMaps(driver, device, spec) for spec in specs)
+        return Planned(kernel, mapped, maps, map_tile.packed)
     stream = TILES.get(row.name)
     if stream is not None:
         return Planned(kernel, stream_launch(stream, size, a, b, d, sm_count=facts.sm_count, wide=wide), None)
@@ -384,7 +389,7 @@ def launch_planned(planned: Planned, pointers: tuple[int, ...], scratch: tuple[i
     scratch
         Pointers to `planned.launch.workspace` bytes, and to `planned.launch.arrivals` words that are 0.
     """
-    kernel, launch, maps = planned
+    kernel, launch, maps, packed = planned
     a, b, d, a_scales, b_scales, bias, a_factor, b_factor, index = pointers
     args: tuple[int | float | bytes, ...]
     if maps is None:
@@ -392,7 +397,8 @@ def launch_planned(planned: Planned, pointers: tuple[int, ...], scratch: tuple[i
     else:
         left, right = maps[0], maps[1]
         args = (
-            left[a], right[b], a_scales, b_scales, d, bias, 0, a_factor, b_factor, index, *scratch, *launch.tail,
+            left[a], right[b], b if packed else a_scales, b_scales, d, bias, 0, a_factor, b_factor, index,
+            *scratch, *launch.tail,
         )  # fmt: skip
         if len(maps) == 3:  # the kernel does without where D is not aligned
             args = (*args, maps[2][d] if d % 16 == 0 else NO_MAP)

@@ -47,7 +47,8 @@ class MapTile(NamedTuple):
 
     `blocks` of them share a multiprocessor; `parts` of a cluster divide the K of a tile. `gates` says whether the
     kernel has the parameters of an activation, `stores` whether it takes a tensor map of D for its stores, `fits`
-    whether its boxes have no more rows than a matrix.
+    whether its boxes have no more rows than a matrix, `packed` whether it copies B without a map, from the pointer and
+    by the stride that scales of A would have.
     """
 
     m: int
@@ -59,6 +60,7 @@ class MapTile(NamedTuple):
     gates: bool = False
     stores: bool = False
     fits: bool = False
+    packed: bool = False
 
 
 class MapLaunch(NamedTuple):
@@ -101,7 +103,8 @@ def tile_of(kernel: Kernel, variant: str) -> MapTile:
     gates = any(p.name == "gate_slope" for p in kernel.params)
     cluster, blocks, parts = (int(macros.get(f"WS_{name}", "1")) for name in ("CLUSTER", "BLOCKS", "PARTS"))
     fits = gates and macros["WS_A_FORMAT"] == macros["WS_B_FORMAT"]
-    return MapTile(m, n, k, cluster, blocks, parts, gates, gates and macros.get("WS_SWAP") == "0", fits)
+    stores, packed = gates and macros.get("WS_SWAP") == "0", macros.get("WS_PACKED") == "1"
+    return MapTile(m, n, k, cluster, blocks, parts, gates, stores, fits, packed)
 
 
 def map_tiles(tile: MapTile, size: Size) -> int:
@@ -242,7 +245,7 @@ def map_launch(
     return MapLaunch(
         (blocks, 1, 1),
         (
-            d.row, d.batch, a.scale_batch, b.scale_batch, d.bias_batch,
+            d.row, d.batch, b.batch if tile.packed else a.scale_batch, b.scale_batch, d.bias_batch,
             size.m, size.n, size.k, size.batches, whole << 8 | splits, 1.0, flags, *gate,
         ),
         split * splits * tile.m * tile.n * 4,

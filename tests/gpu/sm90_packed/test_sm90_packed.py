@@ -6,11 +6,13 @@ from __future__ import annotations
 import pytest
 
 from gpu import need_gpu
-from warpsmith.arch import Capability
+from warpsmith.arch import Capability, parse
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.gemm import FEW_ROWS
-from warpsmith.catalog.spec import operands
+from warpsmith.catalog.gemm_mixed_packed import KERNEL
+from warpsmith.catalog.spec import CubinId, operands
 from warpsmith.evidence.gemm import packed_cases
+from warpsmith.evidence.gemm_packed_cases import many_rows_cases
 from warpsmith.evidence.verify import verify
 from warpsmith.runtime.device import device_facts
 from warpsmith.runtime.driver import default_driver
@@ -27,14 +29,23 @@ def hopper() -> None:
 
 @pytest.mark.parametrize("format", FEW_ROWS)
 def test_few_rows_are_right_in_every_case(format: str) -> None:
-    cases = list(packed_cases(*operands(format)))
+    cases = [c for c in packed_cases(*operands(format)) if c.size.rows <= 16]
     outcomes = verify(CATALOG, Settings.from_environment(), 0, default_driver(), seed=1, cases=cases)
     assert {o.cubin.kernel for o in outcomes} == {"sm90_packed_gemm", "sm90_packed_pair_gemm"}
     assert [m for o in outcomes for m in o.mismatches] == []
 
 
+def test_many_rows_are_right_in_every_case() -> None:
+    cases = list(many_rows_cases())
+    outcomes = verify(CATALOG, Settings.from_environment(), 0, default_driver(), seed=1, cases=cases)
+    assert {o.cubin for o in outcomes if o.cubin.kernel == KERNEL.name} == {
+        CubinId(KERNEL.name, v.name, parse("sm_90a")) for v in KERNEL.variants
+    }
+    assert [m for o in outcomes for m in o.mismatches] == []
+
+
 @pytest.mark.parametrize("format", ["nvfp4", "mxfp4"])
-@pytest.mark.parametrize(("m", "k"), [(1, 2880), (8, 7168), (16, 7168), (40, 1024)])
+@pytest.mark.parametrize(("m", "k"), [(1, 2880), (8, 7168), (16, 7168), (40, 1024), (300, 2880)])
 def test_prepared_weights_give_what_the_others_give(format: str, m: int, k: int) -> None:
     torch = pytest.importorskip("torch")
     import warpsmith as ws

@@ -40,6 +40,9 @@
 #ifndef WS_PERIOD
 #define WS_PERIOD 0
 #endif
+#ifndef WS_PACKED
+#define WS_PACKED 0
+#endif
 #ifndef WS_BAND
 #define WS_BAND 8
 #endif
@@ -55,6 +58,10 @@ namespace ws {
 constexpr bool kMixed = WS_A_FORMAT != WS_B_FORMAT, kNvfp4 = WS_B_FORMAT == WS_NVFP4;
 constexpr bool kSquares = kMixed && WS_B_FORMAT == WS_FP8_BLOCK;  // an fp32 scale for 128 of K and all rows of a tile
 constexpr bool kWholeBytes = kSquares || (kMixed && WS_B_FORMAT == WS_MXFP8);  // e4m3, else e2m1
+// 4-bit rows of B in the order of common/prepared_weights.cuh; what sums then are too small by.
+constexpr bool kPacked = WS_PACKED;
+constexpr float kUnit = !kPacked ? 1.0f : kNvfp4 ? 128.0f : 0.5f;
+static_assert(!kPacked || (kMixed && (kNvfp4 || WS_B_FORMAT == WS_MXFP4)), "nvfp4 and mxfp4 beside bf16 have that order");
 static_assert(!kMixed || (WS_A_FORMAT == WS_BF16 && WS_SWAP), "beside quantized rows of B, bf16; they are the left operand");
 constexpr WgmmaType kType = WS_A_FORMAT == WS_BF16   ? WgmmaType::bf16
                             : WS_A_FORMAT == WS_FP16 ? WgmmaType::fp16
@@ -136,7 +143,7 @@ struct Scales {
   static constexpr u32 kB = (kTileM + 4) * 4;
   // Mixed: words of four scales of B's rows, and one more for rows that do not start at a word.
   static constexpr u32 kOfRow = kTileK / (kNvfp4 ? 16 : 32), kWords = div_up(kOfRow, 4), kTiles = div_up(kTileN, 128);
-  static constexpr u32 kOfRows = kSquares ? 16 : kTiles * (kWords + 1) * 512;
+  static constexpr u32 kOfRows = kSquares ? 16 : kPacked ? kTileN * kOfRow : kTiles * (kWords + 1) * 512;
   static constexpr u32 kBytes = kPromoted ? kB + (kTileN + 4) * 4 : kMixed ? kOfRows : 0;
 };
 

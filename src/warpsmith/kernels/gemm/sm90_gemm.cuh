@@ -13,6 +13,7 @@
 //   WS_PARTS                          blocks of a cluster that divide the K of a tile; 1 by default
 //   WS_GROUPS                         warpgroups that multiply: 1 or 2 (default), 4 with WS_GROUPS_K
 //   WS_GROUPS_K                       quantized B: warpgroups that take the stages of a tile by turns; 1 by default
+//   WS_PACKED                         nvfp4, mxfp4: 1: B is as common/prepared_weights.cuh has it; 0 by default
 //   WS_BLOCKS                         blocks that share a multiprocessor; 1 by default
 //   WS_BUFFERS                        fp8_block: 2: a stage's sums are added while the next one's are made
 //   WS_ACTIVATES                      bf16, fp16: 0: without the activations of the epilogue; 1 by default
@@ -38,6 +39,7 @@
 #include "gemm/sm90_exchange.cuh"
 #include "gemm/sm90_main_loop.cuh"
 #include "gemm/sm90_mixed_loop.cuh"
+#include "gemm/sm90_mixed_packed.cuh"
 #include "gemm/sm90_mixed_scales.cuh"
 #include "gemm/sm90_mixed_squares.cuh"
 #include "gemm/sm90_producer.cuh"
@@ -67,7 +69,11 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
     Sums sums;
     if constexpr (kMixed) {
       if (kGroupsK > 1) sync_warps<2, kMmaThreads>();  // all have the tile before its first stage is another's
-      add_mixed_stages(sums, ring, place, p, tile);
+      if constexpr (kPacked) {
+        add_packed_stages(sums, ring, place, tile);
+      } else {
+        add_mixed_stages(sums, ring, place, p, tile);
+      }
       if (!gather_turns(sums, place, ring.base)) continue;
     } else if constexpr (kPromoted) {
       add_promoted_stages(sums, ring, place, p, tile);
@@ -108,14 +114,14 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
   const Problem problem{&a_map, &b_map, &d_map, static_cast<const u8*>(a_scales), static_cast<const u8*>(b_scales),
                         static_cast<const u8*>(bias), static_cast<u8*>(d), alphas, a_global_scale, b_global_scale,
                         index, workspace, arrivals, d_row, d_batch, a_scale_batch, b_scale_batch, bias_batch, m, n, k,
-                        batches, splits, alpha, flags, {gate_slope, gate_cube, gate_limit, up_offset}};
+                        batches, splits, alpha * kUnit, flags, {gate_slope, gate_cube, gate_limit, up_offset}};
   if constexpr (kHidesProducts) declare_hidden_products();
   extern __shared__ __align__(1024) u8 shared[];
   const Ring ring{shared_address(shared)};
   const TileRing slots{ring.base};
   const u32 warp = __shfl_sync(kAllLanes, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x < Shared::kStages) {
-    mbarrier_init(ring.base + Shared::kFull + threadIdx.x * 8, kMixed ? 1 + scale_arrivals(problem) : kProducers);
+    mbarrier_init(ring.base + Shared::kFull + threadIdx.x * 8, kMixed && !kPacked ? 1 + scale_arrivals(problem) : kProducers);
     mbarrier_init(ring.base + Shared::kEmpty + threadIdx.x * 8, kTileWarps * kCluster * kArriving);
     fence_mbarrier_init();
   } else if (kPartsK > 1 && threadIdx.x >= 32 && threadIdx.x < 32 + 2 * kTileWarps) {
@@ -125,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
   } else if (threadIdx.x == kThreads - 1) {
     if (ring.base % 1024 != 0) __trap();
     prefetch_tensor_map(a_map);
-    prefetch_tensor_map(b_map);
+    if constexpr (!kPacked) prefetch_tensor_map(b_map);
   }
   if constexpr (kClusterBlocks > 1) {
     sync_cluster();
@@ -139,7 +145,9 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
       release_successor();
     } else if (kProducers == 2 && warp == kMmaWarps + 1) {
       const u32 rank = kClusterBlocks > 1 ? cluster_rank() : 0;
-      if constexpr (kSquares) {
+      if constexpr (kPacked) {
+        produce_packed(problem, ring, lane, rank);
+      } else if constexpr (kSquares) {
         produce_square_scales(problem, ring, lane, rank);
       } else if constexpr (kMixed) {
         produce_mixed_scales(problem, ring, lane, rank);

@@ -101,6 +101,25 @@ WS_DEVICE void add_mixed_stage(Sums& sums, Fragments (&fragments)[2], Codes (&co
   }
 }
 
+WS_DEVICE void zero_sums(Sums& sums) {
+#pragma unroll
+  for (u32 i = 0; i < kM64; ++i) {
+#pragma unroll
+    for (u32 c = 0; c < kN / 2; ++c) sums[i][c] = 0.0f;
+    hold_sums(sums[i]);
+  }
+}
+
+// All MMAs of a tile have been started.
+WS_DEVICE void end_stages(Sums& sums, const Fragments (&fragments)[2], const Place& place, u32 before) {
+  wgmma_wait<0>();
+#pragma unroll
+  for (u32 i = 0; i < 4; ++i) fragments[i / 2].hold(i % 2);
+#pragma unroll
+  for (u32 i = 0; i < kM64; ++i) hold_sums(sums[i]);
+  if (before != 0) release_stage(before, place.lane);
+}
+
 WS_DEVICE void add_mixed_stages(Sums& sums, Ring& ring, const Place& place, const Problem& p, const Tile& tile) {
   const StagePlace scale_place(p, tile, place);
   float unit = 1.0f;  // of the sums
@@ -108,12 +127,7 @@ WS_DEVICE void add_mixed_stages(Sums& sums, Ring& ring, const Place& place, cons
   const u32 all = div_up(p.k, kTileK), first_stage = kPartsK > 1 || tile.splits > 1 ? all * tile.split / tile.splits : 0;
   Fragments fragments[2] = {};
   u32 before = 0;
-#pragma unroll
-  for (u32 i = 0; i < kM64; ++i) {
-#pragma unroll
-    for (u32 c = 0; c < kN / 2; ++c) sums[i][c] = 0.0f;
-    hold_sums(sums[i]);
-  }
+  zero_sums(sums);
 #pragma unroll 1
   for (u32 i = 0; i < tile.stages; ++i, ring.advance()) {
     if (kGroupsK > 1 && i % kGroupsK != place.turn) continue;
@@ -127,12 +141,7 @@ WS_DEVICE void add_mixed_stages(Sums& sums, Ring& ring, const Place& place, cons
     add_mixed_stage(sums, fragments, codes, code_place, scales, ring, place, before, by);
     before = ring.empty();
   }
-  wgmma_wait<0>();
-#pragma unroll
-  for (u32 i = 0; i < 4; ++i) fragments[i / 2].hold(i % 2);
-#pragma unroll
-  for (u32 i = 0; i < kM64; ++i) hold_sums(sums[i]);
-  if (before != 0) release_stage(before, place.lane);
+  end_stages(sums, fragments, place, before);
   if (kSquares) multiply_sums(sums, unit);
 }
 

@@ -85,8 +85,9 @@ struct TileCopy {
   // In bytes.
   WS_DEVICE int k_of(u32 i) const { return static_cast<int>((tile.first_stage + i) * kRowBytes); }
 
-  // Announces A too.
+  // Announces A too. Packed rows of B are another warp's.
   WS_DEVICE void copy_b(const Ring& ring, u32 i) const {
+    if constexpr (kPacked) return mbarrier_arrive_expect(ring.full(), kRightBytes);
     const u32 to = kSwap ? ring.left() : ring.right(), full = ring.full();
     const int row = static_cast<int>(tile.column), batch = static_cast<int>(tile.batch);
     mbarrier_arrive_expect(full, kStageBytes - p.missing_rows() * kRowBytes);
@@ -142,7 +143,7 @@ WS_DEVICE u32 divide(const Problem& p, u32 unit, u32 rank, Tile& tile) {
 // The warp that copies elements. The predecessor may still be running: if it does not write B, copies of B do not wait
 // for it.
 WS_DEVICE void produce(const Problem& p, Ring ring, TileRing slots, u32 lane, u32 rank) {
-  bool ahead = p.flags & kConstantB && p.kind() == kDense;
+  bool ahead = !kPacked && p.flags & kConstantB && p.kind() == kDense;
   if (!ahead) wait_for_predecessor();
   TileFinder finder(p, lane, kCluster > 1 ? rank : 0);
   Tile tile;
