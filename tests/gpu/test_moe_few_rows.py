@@ -36,7 +36,7 @@ def test_layers_are_right(model: str, weights: str) -> None:
     options = {"activation": "swiglu_oai", "biased": True} if model.startswith("gpt-oss") else {}
     layer = make_experts(8, sizes["hidden"], sizes["inner"], weights, **options)
     few, routing = prepared(layer), ws.Routing("topk_softmax", 2)
-    for tokens in (0, 1, 3, 8, 64, 300):
+    for tokens in (0, 1, 3, 8, 64, 300, 1000):
         x, logits = inputs(tokens, layer.hidden, 8)
         got, again = (ws.fused_moe(x, logits, few, routing) for _ in range(2))
         assert torch.equal(got.view(torch.int16), again.view(torch.int16))

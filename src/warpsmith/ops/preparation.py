@@ -46,9 +46,9 @@ def prepare_weight(
     interleaved
         Whether gate and up rows alternate, as in gpt-oss: the gate rows come first then, and the up rows behind them.
     few_rows
-        For nvfp4 and mxfp4 beside bf16: whether they will be multiplied with few rows of activations at a time, as at
-        decode. Compute capability 9.0 reads them fastest in an order of their own, of which N must be a multiple of
-        32 and K of 64.
+        For nvfp4 and mxfp4 beside bf16: whether to bring them into an order of their own, which compute capability 9.0
+        reads fastest at decode, and serves any number of rows of activations from. N must be a multiple of 32 and K
+        of 64.
     gated
         For the w13 of a MoE layer whose activation has a gate, beside nvfp4, mxfp4 or mxfp8 activations: whether rows
         of gate and up are mixed, so that compute capability 12.0 and 12.1 activate and quantize the first product
