@@ -58,9 +58,9 @@ namespace ws {
 constexpr bool kMixed = WS_A_FORMAT != WS_B_FORMAT, kNvfp4 = WS_B_FORMAT == WS_NVFP4;
 constexpr bool kSquares = kMixed && WS_B_FORMAT == WS_FP8_BLOCK;  // an fp32 scale for 128 of K and all rows of a tile
 constexpr bool kWholeBytes = kSquares || (kMixed && WS_B_FORMAT == WS_MXFP8);  // e4m3, else e2m1
-// 4-bit rows of B in the order of common/prepared_weights.cuh; what sums then are too small by.
-constexpr bool kPacked = WS_PACKED;
-constexpr float kUnit = !kPacked ? 1.0f : kNvfp4 ? 128.0f : 0.5f;
+// 4-bit rows of B in the order of common/prepared_weights.cuh. An enumerator is no symbol of other cubins.
+enum : bool { kPacked = WS_PACKED };
+WS_DEVICE constexpr float unit_of_sums() { return !kPacked ? 1.0f : kNvfp4 ? 128.0f : 0.5f; }  // what they are too small by
 static_assert(!kPacked || (kMixed && (kNvfp4 || WS_B_FORMAT == WS_MXFP4)), "nvfp4 and mxfp4 beside bf16 have that order");
 static_assert(!kMixed || (WS_A_FORMAT == WS_BF16 && WS_SWAP), "beside quantized rows of B, bf16; they are the left operand");
 constexpr WgmmaType kType = WS_A_FORMAT == WS_BF16   ? WgmmaType::bf16

@@ -39,13 +39,15 @@
 #include "gemm/sm90_exchange.cuh"
 #include "gemm/sm90_main_loop.cuh"
 #include "gemm/sm90_mixed_loop.cuh"
-#include "gemm/sm90_mixed_packed.cuh"
 #include "gemm/sm90_mixed_scales.cuh"
 #include "gemm/sm90_mixed_squares.cuh"
 #include "gemm/sm90_producer.cuh"
 #include "gemm/sm90_promoted.cuh"
 #include "gemm/sm90_scaling.cuh"
 #include "gemm/sm90_schedule.cuh"
+#if WS_PACKED
+#include "gemm/sm90_mixed_packed.cuh"
+#endif
 
 namespace ws {
 
@@ -69,11 +71,11 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
     Sums sums;
     if constexpr (kMixed) {
       if (kGroupsK > 1) sync_warps<2, kMmaThreads>();  // all have the tile before its first stage is another's
-      if constexpr (kPacked) {
-        add_packed_stages(sums, ring, place, tile);
-      } else {
-        add_mixed_stages(sums, ring, place, p, tile);
-      }
+#if WS_PACKED
+      add_packed_stages(sums, ring, place, tile);
+#else
+      add_mixed_stages(sums, ring, place, p, tile);
+#endif
       if (!gather_turns(sums, place, ring.base)) continue;
     } else if constexpr (kPromoted) {
       add_promoted_stages(sums, ring, place, p, tile);
@@ -114,14 +116,15 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
   const Problem problem{&a_map, &b_map, &d_map, static_cast<const u8*>(a_scales), static_cast<const u8*>(b_scales),
                         static_cast<const u8*>(bias), static_cast<u8*>(d), alphas, a_global_scale, b_global_scale,
                         index, workspace, arrivals, d_row, d_batch, a_scale_batch, b_scale_batch, bias_batch, m, n, k,
-                        batches, splits, alpha * kUnit, flags, {gate_slope, gate_cube, gate_limit, up_offset}};
+                        batches, splits, alpha * unit_of_sums(), flags, {gate_slope, gate_cube, gate_limit, up_offset}};
   if constexpr (kHidesProducts) declare_hidden_products();
   extern __shared__ __align__(1024) u8 shared[];
   const Ring ring{shared_address(shared)};
   const TileRing slots{ring.base};
   const u32 warp = __shfl_sync(kAllLanes, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x < Shared::kStages) {
-    mbarrier_init(ring.base + Shared::kFull + threadIdx.x * 8, kMixed && !kPacked ? 1 + scale_arrivals(problem) : kProducers);
+    const u32 of_scales = kPacked ? 1 : scale_arrivals(problem);
+    mbarrier_init(ring.base + Shared::kFull + threadIdx.x * 8, kMixed ? 1 + of_scales : kProducers);
     mbarrier_init(ring.base + Shared::kEmpty + threadIdx.x * 8, kTileWarps * kCluster * kArriving);
     fence_mbarrier_init();
   } else if (kPartsK > 1 && threadIdx.x >= 32 && threadIdx.x < 32 + 2 * kTileWarps) {
@@ -145,15 +148,17 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
       release_successor();
     } else if (kProducers == 2 && warp == kMmaWarps + 1) {
       const u32 rank = kClusterBlocks > 1 ? cluster_rank() : 0;
-      if constexpr (kPacked) {
-        produce_packed(problem, ring, lane, rank);
-      } else if constexpr (kSquares) {
+#if WS_PACKED
+      produce_packed(problem, ring, lane, rank);
+#else
+      if constexpr (kSquares) {
         produce_square_scales(problem, ring, lane, rank);
       } else if constexpr (kMixed) {
         produce_mixed_scales(problem, ring, lane, rank);
       } else {
         produce_scales(problem, ring, lane, rank);
       }
+#endif
     }
   } else {
     if constexpr (kMovesRegisters) grow_registers<kMmaRegisters>();

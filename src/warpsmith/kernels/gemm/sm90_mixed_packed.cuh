@@ -18,12 +18,12 @@
 
 namespace ws {
 
-constexpr u32 kUnpackedTiles = kTileK / kPreparedTileK;         // along K, in a stage
-constexpr u32 kScaleTileRows = 2 * kPreparedTileRows;           // rows that share words of scales
-constexpr u32 kScaleTileWords = kNvfp4 ? 4 : 2;                 // of a lane, for 64 of K
+constexpr u32 kUnpackedTiles = kTileK / kPreparedTileK;    // along K, in a stage
+constexpr u32 kScaleTileRows = 2 * kPreparedTileRows;      // that share words of scales
+constexpr u32 kScaleTileWords = kNvfp4 ? 4 : 2;            // of a lane, for 64 of K
 constexpr u32 kScaleTileBytes = 8 * 4 * kScaleTileWords;
 constexpr u32 kPieceBytes = kUnpackedTiles * kPreparedTileBytes, kScalePieceBytes = kUnpackedTiles * kScaleTileBytes;
-static_assert(!kPacked || (kUnpackedTiles <= 2 && kTileN / kPreparedTileRows <= 16), "a lane's copies");
+static_assert(kUnpackedTiles <= 2 && kTileN / kPreparedTileRows <= 16, "a lane's copies");
 
 // What a lane copies of a tile: a piece of codes, or, from lane 16 on, of scales, or nothing.
 struct PieceCopy {
