@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from warpsmith.bundle.packing import pack, unpack
 from warpsmith.cli.app import app
 
 BOTH = "12.0 12.1"
@@ -28,26 +29,19 @@ def subjects(found: dict[str, Any]) -> set[str]:
     return {f["subject"] for f in found["findings"]}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One compile cache for all test processes: it is made for that."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if os.getenv("PYTEST_XDIST_WORKER") else base) / "cli-cache"
-
-
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> None:
     for name in [n for n in os.environ if n.startswith("WARPSMITH_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("WARPSMITH_CACHE_DIR", str(cache))
+    monkeypatch.setenv("WARPSMITH_CACHE_DIR", str(shared_cache))
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
     """Bundles for both SM12x capabilities."""
     out = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WARPSMITH_CACHE_DIR", str(cache))
+        patch.setenv("WARPSMITH_CACHE_DIR", str(shared_cache))
         code, found = run("build", "--arch", BOTH, "--out", out)
     assert (code, found["findings"]) == (0, [])
     assert sorted(p.name for p in out.iterdir()) == ["sm_120f", "sm_121a"]
@@ -95,7 +89,7 @@ def entry(copy: Path, target: str, kernel: str = "quantize") -> dict[str, Any]:
 
 
 def cubin(copy: Path, target: str) -> Path:
-    return copy / target / "cubins" / f"{entry(copy, target)['sha256']}.cubin"
+    return copy / target / "cubins" / f"{entry(copy, target)['sha256']}.cubin.z"
 
 
 def name(copy: Path, target: str) -> str:
@@ -138,11 +132,12 @@ def exchange(copy: Path) -> str:
 
 def exchange_with_its_digest(copy: Path) -> str:
     """The other target's cubin, filed so that every digest is right."""
-    data = cubin(copy, "sm_120f").read_bytes()
+    chosen = entry(copy, "sm_120f")
+    data = unpack(cubin(copy, "sm_120f").read_bytes(), chosen["size"])
     digest = hashlib.sha256(data).hexdigest()
     cubin(copy, "sm_121a").unlink()
     rewrite(copy, lambda e: e.update(sha256=digest, size=len(data)))
-    (copy / "sm_121a" / "cubins" / f"{digest}.cubin").write_bytes(data)
+    (copy / "sm_121a" / "cubins" / f"{digest}.cubin.z").write_bytes(pack(data))
     return name(copy, "sm_121a")
 
 
@@ -202,7 +197,8 @@ def test_resolve_names_the_cubin_that_would_run(built: Path, arch: str, target: 
     choice = found["decisions"][0]["choice"]
     assert choice["target"] == target
     file = built / target / choice["file"]
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == choice["sha256"]
+    assert file.name == f"{choice['sha256']}.cubin.z"
+    assert hashlib.sha256(unpack(file.read_bytes(), choice["bytes"])).hexdigest() == choice["sha256"]
     assert choice["from"] == str(built / target)
 
 

@@ -284,9 +284,13 @@ def test_a_place_that_cannot_be_made_is_said_before_anything_compiles(tmp_path: 
 def test_a_disk_that_fills_up_leaves_the_bundle_that_was_there(tmp_path: Path) -> None:
     code = (
         f"import sys, resource, signal; sys.path.insert(0, {FOLDER!r}); import toy_catalog as toys\n"
-        "from pathlib import Path; from warpsmith.arch import parse_list; from warpsmith.compiler.build import build\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
-        "with toys.installed(): build(toys.CATALOG, parse_list('12x'), Path('out'))\n"
+        "from pathlib import Path; from warpsmith.arch import parse_list; from warpsmith.compiler import build\n"
+        "write = build.write_bundle\n"
+        "def full(*given):\n"
+        "  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "  return write(*given)\n"
+        "build.write_bundle = full\n"
+        "with toys.installed(): build.build(toys.CATALOG, parse_list('12x'), Path('out'))\n"
     )
     run(tmp_path / "out", selection=Selection(modules=("toys",)))
     before = tree(tmp_path)

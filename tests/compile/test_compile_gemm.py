@@ -10,6 +10,7 @@ import pytest
 
 from warpsmith.arch import parse
 from warpsmith.bundle.reader import open_bundle
+from warpsmith.bundle.store import Store
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.plan import Selection
 from warpsmith.catalog.spec import CubinId, Instructions
@@ -21,8 +22,8 @@ FP8 = Selection(modules=("gemm",), formats=("fp8_block",))
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_121a"])
-def test_a_format_builds_every_tile_of_the_pairs_it_is_in(target: str, tmp_path: Path) -> None:
-    report = build(CATALOG, [parse(target)], tmp_path, selection=FP8)
+def test_a_format_builds_every_tile_of_the_pairs_it_is_in(target: str, tmp_path: Path, shared_cache: Path) -> None:
+    report = build(CATALOG, [parse(target)], tmp_path, selection=FP8, store=Store(shared_cache))
     assert report.findings == ()
     entries = open_bundle(report.bundles[0]).manifest.cubins
     assert {e.variant for e in entries} == {f"fp8_block_x_fp8_block_128x128_{t}" for t in ("rows16", "rows64")}

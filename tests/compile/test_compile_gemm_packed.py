@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from warpsmith.arch import parse
+from warpsmith.bundle.store import Store
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.gemm_packed import KERNELS
 from warpsmith.catalog.spec import CubinId
@@ -15,5 +18,5 @@ CUBINS = [CubinId(k.name, v.name, parse("sm_90a")) for k in KERNELS for v in k.v
 
 
 @pytest.mark.parametrize("cubin", CUBINS, ids=str)
-def test_a_cubin_is_what_the_catalog_says(cubin: CubinId) -> None:
-    compile_one(CATALOG, cubin, None)  # raises where it is not
+def test_a_cubin_is_what_the_catalog_says(cubin: CubinId, shared_cache: Path) -> None:
+    compile_one(CATALOG, cubin, Store(shared_cache))  # raises where it is not

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from warpsmith.arch import parse
+from warpsmith.bundle.store import Store
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.gemm_stream import KERNELS
 from warpsmith.catalog.spec import CubinId
@@ -20,5 +23,5 @@ CUBINS = [
 
 
 @pytest.mark.parametrize("cubin", CUBINS, ids=str)
-def test_a_cubin_is_what_the_catalog_says(cubin: CubinId) -> None:
-    compile_one(CATALOG, cubin, None)  # raises where it is not
+def test_a_cubin_is_what_the_catalog_says(cubin: CubinId, shared_cache: Path) -> None:
+    compile_one(CATALOG, cubin, Store(shared_cache))  # raises where it is not

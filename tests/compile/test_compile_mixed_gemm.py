@@ -3,38 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from shipped import artifact
 
-from warpsmith.arch import parse
 from warpsmith.bundle.elf import read_cubin
 from warpsmith.catalog.gemm_mixed import KERNEL, TILES
-from warpsmith.catalog.source import source_unit
-from warpsmith.catalog.spec import CubinId, Variant
-from warpsmith.compiler.pool import LocalWorkers
+from warpsmith.catalog.spec import Variant
 from warpsmith.compiler.sass import count, spills
-from warpsmith.compiler.unit import CompileJob, InspectJob
 
-TARGET = parse("sm_90a")
 LIMIT = 232448  # bytes of shared memory of a block
 
 
-@pytest.fixture(scope="module")
-def workers() -> Iterator[LocalWorkers]:
-    with LocalWorkers(1) as pool:
-        yield pool
-
-
 @pytest.mark.parametrize("variant", KERNEL.variants, ids=lambda v: v.name)
-def test_a_variant_compiles_to_what_the_catalog_asks_for(workers: LocalWorkers, variant: Variant) -> None:
-    made = workers.call(CompileJob.of(CubinId(KERNEL.name, variant.name, TARGET), source_unit(KERNEL, variant), ""))
+def test_a_variant_compiles_to_what_the_catalog_asks_for(variant: Variant, shared_cache: Path) -> None:
+    made = artifact(KERNEL, variant, shared_cache)
     assert "C75" not in made.log  # the compiler says so where it makes every MMA wait
     info = read_cubin(made.cubin)
-    census = workers.call(InspectJob(TARGET, (variant.name,), (info.kernels[0].code,)))[0]
-    assert spills(census) == 0
+    assert spills(made.census) == 0
     for pattern in (p for wanted in variant.instructions for p in wanted.patterns):
-        assert count(census, pattern) > 0, pattern
+        assert count(made.census, pattern) > 0, pattern
     assert info.record is not None
     _, shared, threads, stages, waits, *tile = info.record
     shape = TILES[variant.tile]

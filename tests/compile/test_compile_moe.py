@@ -9,18 +9,22 @@ import pytest
 
 from warpsmith.arch import parse
 from warpsmith.bundle.reader import open_bundle
+from warpsmith.bundle.store import Store
 from warpsmith.catalog import CATALOG, moe_decode
 from warpsmith.catalog.fused_moe import KERNELS
 from warpsmith.catalog.plan import Selection
 from warpsmith.compiler.build import build
 
 WAITS = 1  # the flag of a kernel that waits for the launch before it
+MODULE = Selection(modules=("fused_moe",))
 DECODE = (moe_decode.UP, moe_decode.DOWN)
 
 
 @pytest.mark.parametrize(("target", "flags"), [("sm_80", 0), ("sm_90a", WAITS), ("sm_121a", WAITS)])
-def test_every_kernel_builds_without_spills_and_waits_where_it_can(target: str, flags: int, tmp_path: Path) -> None:
-    report = build(CATALOG, [parse(target)], tmp_path, selection=Selection(modules=("fused_moe",)))
+def test_every_kernel_builds_without_spills_and_waits_where_it_can(
+    target: str, flags: int, tmp_path: Path, shared_cache: Path
+) -> None:
+    report = build(CATALOG, [parse(target)], tmp_path, selection=MODULE, store=Store(shared_cache))
     assert report.findings == ()
     entries = [e for e in open_bundle(report.bundles[0]).manifest.cubins if e.kernel not in DECODE]
     assert {(e.kernel, e.variant) for e in entries} == {(k.name, v.name) for k in KERNELS for v in k.variants}
@@ -29,8 +33,10 @@ def test_every_kernel_builds_without_spills_and_waits_where_it_can(target: str, 
         assert entry.static_shared < 16 << 10
 
 
-def test_both_decode_kernels_fit_a_multiprocessor_together_where_tokens_are_two(tmp_path: Path) -> None:
-    report = build(CATALOG, [parse("sm_90a")], tmp_path, selection=Selection(modules=("fused_moe",)))
+def test_both_decode_kernels_fit_a_multiprocessor_together_where_tokens_are_two(
+    tmp_path: Path, shared_cache: Path
+) -> None:
+    report = build(CATALOG, [parse("sm_90a")], tmp_path, selection=MODULE, store=Store(shared_cache))
     entries = [e for e in open_bundle(report.bundles[0]).manifest.cubins if e.kernel in DECODE]
     assert {(e.kernel, e.variant) for e in entries} == {
         (k.name, v.name) for k in moe_decode.KERNELS for v in k.variants

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from warpsmith.arch import default_target
 from warpsmith.bundle.store import Store
 from warpsmith.catalog import CATALOG
@@ -18,22 +16,17 @@ from warpsmith.evidence.table import SHOWN, current, replaced
 README = Path(__file__).parents[2] / "README.md"
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-def test_every_shown_target_builds_whole(cache: Path, tmp_path: Path) -> None:
+def test_every_shown_target_builds_whole(shared_cache: Path, tmp_path: Path) -> None:
     targets = [default_target(c) for c in SHOWN]
-    report = build(CATALOG, targets, tmp_path, store=Store(cache))
+    report = build(CATALOG, targets, tmp_path, store=Store(shared_cache))
     assert report.findings == ()
     assert len(report.bundles) == len(SHOWN)
     assert report.compiled + report.cached == len(plan(CATALOG, targets).cubins)
 
 
-def test_the_readme_claims_what_the_ledger_carries(cache: Path) -> None:
+def test_the_readme_claims_what_the_ledger_carries(shared_cache: Path) -> None:
     text = README.read_text(encoding="utf-8")
-    assert replaced(text, current(cache)) == text, "run: python -m warpsmith.evidence.table README.md"
+    assert replaced(text, current(shared_cache)) == text, "run: python -m warpsmith.evidence.table README.md"
 
 
 def test_the_ledger_holds_runs_without_an_error() -> None:

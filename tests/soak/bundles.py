@@ -31,7 +31,7 @@ from warpsmith.bundle.signature import SigningKey, read_signing_key  # noqa: E40
 from warpsmith.catalog import CATALOG  # noqa: E402
 from warpsmith.compiler.build import build  # noqa: E402
 
-SHARES = {"manifest": 0.3, "cubin": 0.3, "wheel": 0.2, "directory": 0.1, "models": 0.15}
+SHARES = {"manifest": 0.3, "cubin": 0.3, "packing": 0.1, "wheel": 0.2, "directory": 0.1, "models": 0.15}
 PROCESSES = (1, 8, 64)
 KILL_ROUNDS = 50
 

@@ -17,6 +17,7 @@ import struct
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import atheris
 with atheris.instrument_imports(include=["warpsmith", "zipfile", "json"]):
     from warpsmith.bundle.elf import read_cubin
     from warpsmith.bundle.manifest import parse_manifest
+    from warpsmith.bundle.packing import unpack
     from warpsmith.bundle.reader import open_bundle
     from warpsmith.bundle.signature import PublicKey, read_public_key
     from warpsmith.catalog import CATALOG
@@ -70,10 +72,30 @@ def changed(seed: bytes, data: bytes) -> bytes:
 
 def cubin_reader(seeds: Path, _: Path) -> Reader:
     """The ELF reader, over changes of real cubins."""
-    cubins = [p.read_bytes() for p in sorted((seeds / "bundle" / "cubins").iterdir())]
+    bundle = open_bundle(seeds / "bundle")
+    cubins = [bundle.cubin(entry) for entry in bundle.manifest.cubins]
 
     def read(data: bytes) -> None:
         read_cubin(changed(cubins[len(data) % len(cubins)], data))
+
+    return read
+
+
+def packing_reader(seeds: Path, _: Path) -> Reader:
+    """Unpacking, over changes of real streams whose checksum is made to fit; nothing else of that size comes out."""
+    bundle = open_bundle(seeds / "bundle")
+    entries = bundle.manifest.cubins
+    streams = [(seeds / "bundle" / bundle.manifest.file(entry)).read_bytes()[:-4] for entry in entries]
+
+    def read(data: bytes) -> None:
+        which = len(data) % len(entries)
+        stream = changed(streams[which], data)
+        try:
+            found = unpack(stream + zlib.crc32(stream).to_bytes(4, "little"), entries[which].size)
+        except ValueError as error:
+            raise WarpsmithError(str(error)) from error
+        if len(found) != entries[which].size:
+            raise AssertionError("another size came out than was asked for")
 
     return read
 
@@ -171,6 +193,7 @@ def wheel_reader(seeds: Path, scratch: Path) -> Reader:
 READERS = {
     "manifest": manifest_reader,
     "cubin": cubin_reader,
+    "packing": packing_reader,
     "models": models_reader,
     "directory": folder_reader,
     "wheel": wheel_reader,

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from warpsmith.arch import Capability
 from warpsmith.bench.gemm import DEFAULT, GAIN, WEIGHTS, Timed, faster
+from warpsmith.bench.gemm_peers import FP8_BLOCKS, FP8_WHOLE, SAME, Operands, _same_scales
+from warpsmith.bench.report import render
 from warpsmith.bench.result import Result, Row
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.resolve import DeviceFacts
@@ -94,6 +97,49 @@ def test_default_sizes_are_problems_of_their_formats() -> None:
     for format, shapes in DEFAULT:
         assert format in known
         assert len(set(shapes)) == len(shapes)
+    assert {format: len(shapes) for format, shapes in DEFAULT if format in FP8_WHOLE} == dict.fromkeys(FP8_WHOLE, 8)
+
+
+@pytest.mark.parametrize("format", FP8_WHOLE)
+@pytest.mark.parametrize("fast", [True, False])
+def test_scaled_mm_is_given_our_operands_and_their_scales(
+    format: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    import warpsmith as ws
+
+    def scaled_mm(a: Any, b: Any, **given: Any) -> Any:
+        assert (given["out_dtype"], given["use_fast_accum"]) == (torch.bfloat16, fast)
+        assert (a.dtype, b.dtype, a.is_contiguous(), b.t().is_contiguous()) == (torch.float8_e4m3fn,) * 2 + (True, True)
+        rows, columns = ((len(a), 1), (1, b.shape[1])) if format == FP8_WHOLE[0] else ((1,), (1,))
+        assert (tuple(given["scale_a"].shape), tuple(given["scale_b"].shape)) == (rows, columns)
+        product = (a.float() * given["scale_a"]) @ (b.float() * given["scale_b"])
+        return given["out"].copy_(product.to(given["out_dtype"]))
+
+    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
+    x, w = (torch.randn(rows, 64, dtype=torch.bfloat16) for rows in (5, 16))
+    a, b = (ws.quantize(one, format.partition("_x_")[0]) for one in (x, w))
+    out = ws.gemm(a, b)
+    sets = [Operands(x, w, a, b, out, torch.empty_like(out))]
+    peer = _same_scales(fast, format, sets)
+    assert peer is not None
+    (call,) = peer.calls
+    assert float((call().float() - out.float()).norm() / out.float().norm()) < SAME <= peer.same
+    assert _same_scales(fast, FP8_BLOCKS, sets) is None
+
+
+def test_a_table_of_scaled_products_has_both_peers() -> None:
+    rows = [
+        Row(FP8_WHOLE[0], {"m": m, "n": 4096, "k": 7168}, 10.0, 8.0, 1 << 20, {
+            "torch.mm bf16": 20.0, "torch._scaled_mm": 9.0, "torch._scaled_mm, fp32 sums": 12.0,
+        }, {"floor of bytes": 8.0, "floor of operations": 2.0})
+        for m in (1, 64)
+    ]  # fmt: skip
+    text = render(Result("gemm", "a device", "580", {}, {}, tuple(rows)), "bench/x.json")
+    assert "**fp8_row × fp8_row**: time over ours in geometric mean:" in text
+    assert "torch._scaled_mm 0.90 (0.90 to 0.90, 2 shapes); torch._scaled_mm, fp32 sums 1.20" in text
+    assert "| 1×4096×7168 | 10.0 |" in text
+    assert "| 0.90 |" in text
 
 
 def test_a_forced_tile_is_taken_within_the_block_and_not_after(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from warpsmith.arch import Capability, Target, all_targets, parse
 from warpsmith.bundle import audit as audit_module
 from warpsmith.bundle.audit import audit, unreadable
 from warpsmith.bundle.manifest import MANIFEST, CubinEntry, Manifest
+from warpsmith.bundle.packing import pack
 from warpsmith.bundle.reader import Bundle, open_bundle
 from warpsmith.bundle.writer import write_bundle, write_wheel
 from warpsmith.catalog.plan import Selection
@@ -52,7 +53,7 @@ def look(bundle: Bundle, catalog: Catalog = CATALOG) -> list[Finding]:
 def cubin_path(bundle: Bundle, cubin: CubinId = CUBIN) -> Path:
     entry = bundle.entry(cubin)
     assert entry is not None
-    return bundle.path / "cubins" / f"{entry.sha256}.cubin"
+    return bundle.path / bundle.manifest.file(entry)
 
 
 def edit(bundle: Bundle, change: Callable[[Manifest], Manifest]) -> None:
@@ -71,7 +72,7 @@ def exchange(bundle: Bundle, data: bytes, cubin: CubinId = CUBIN) -> None:
     assert entry is not None
     digest = hashlib.sha256(data).hexdigest()
     cubin_path(bundle, cubin).unlink()
-    (bundle.path / "cubins" / f"{digest}.cubin").write_bytes(data)
+    (bundle.path / "cubins" / f"{digest}.cubin.z").write_bytes(pack(data))
     edit(bundle, lambda m: with_entry(m, replace(entry, sha256=digest, size=len(data)), cubin))
 
 

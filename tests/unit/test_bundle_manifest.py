@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warpsmith.arch import Target, all_targets, parse
-from warpsmith.bundle.manifest import MAX_MANIFEST_BYTES, CubinEntry, Manifest, layout, parse_manifest
+from warpsmith.bundle.manifest import DEFLATE, MAX_MANIFEST_BYTES, RAW, CubinEntry, Manifest, layout, parse_manifest
 from warpsmith.catalog.plan import Selection
 from warpsmith.catalog.shapes import Model, Shapes
 from warpsmith.catalog.spec import CubinId, Param
@@ -65,6 +65,7 @@ MANIFESTS = st.builds(
     toolchain=st.from_regex(r"[!-~]([ -~]{0,20}[!-~])?", fullmatch=True),
     selection=st.builds(Selection, NAME_LISTS, NAME_LISTS, st.lists(MODELS, max_size=2).map(tuple)),
     catalog_digest=DIGESTS,
+    encoding=st.sampled_from([DEFLATE, RAW]),
     cubins=st.lists(ENTRIES, max_size=4, unique_by=lambda e: (e.kernel, e.variant)).map(tuple),
 )
 
@@ -105,10 +106,13 @@ def refused(document: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("schema", True, "schema: given True, expected the whole number 3"),
+        ("schema", True, "schema: given True, expected the whole number 4"),
         ("schema", 0, "schema: given 0"),
         ("schema", "1", "schema: given '1'"),
         ("schema", 1, "an older warpsmith wrote the bundle; build the bundle again"),
+        ("schema", 3, "the field 'encoding' is unknown"),
+        ("encoding", "raw", "encoding: given 'raw', expected deflate"),
+        ("encoding", None, "encoding: given None"),
         ("opcodes", {}, "opcodes: given an object of 0, expected a list"),
         ("opcodes", ["B", "A"], "different opcodes, sorted"),
         ("opcodes", ["A", "A"], "different opcodes, sorted"),
@@ -221,7 +225,7 @@ def test_missing_and_doubled_things_are_refused(document: dict[str, Any]) -> Non
 
 def test_a_newer_schema_says_to_upgrade_whatever_else_it_holds() -> None:
     with pytest.raises(ManifestError, match="upgrade warpsmith"):
-        parse_manifest(b'{"schema": 4, "new": 1.5e3, "cubins": null}')
+        parse_manifest(b'{"schema": 5, "new": 1.5e3, "cubins": null}')
 
 
 @pytest.mark.parametrize(
@@ -235,7 +239,7 @@ def test_a_newer_schema_says_to_upgrade_whatever_else_it_holds() -> None:
         ('{"schema": 1}'.encode("utf-16"), "not UTF-8"),
         (b'{"schema": NaN}', "none that a manifest has"),
         (b"[" * 100_000 + b"]" * 100_000, "nested too deeply|expected an object"),
-        (b'{"schema": 3, "selection": ' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deeply|is missing"),
+        (b'{"schema": 4, "selection": ' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deeply|is missing"),
         (b" " * (MAX_MANIFEST_BYTES + 1), "more than"),
     ],
 )

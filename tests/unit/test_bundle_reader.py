@@ -59,7 +59,7 @@ def test_a_bundle_gives_its_cubins_and_writes_nothing(bundle: Bundle, tmp_path: 
         assert hashlib.sha256(bundle.cubin(entry)).hexdigest() == entry.sha256
     assert bundle.entry(CubinId("scale_native", "f8_bf16_small", parse("sm_120f"))) is None
     assert bundle.entry(CubinId("scale_native", "none", TARGET)) is None
-    assert bundle.files() == tuple(sorted([MANIFEST, *(f"cubins/{c.sha256}.cubin" for c in bundle.manifest.cubins)]))
+    assert bundle.files() == tuple(sorted([MANIFEST, *(bundle.manifest.file(c) for c in bundle.manifest.cubins)]))
     assert snapshot(tmp_path) == before
 
 
@@ -75,7 +75,7 @@ def test_opening_reads_the_manifest_only(monkeypatch: pytest.MonkeyPatch, tmp_pa
     opened = open_bundle(place)
     assert names == [MANIFEST]
     opened.cubin(opened.manifest.cubins[0])
-    assert names == [MANIFEST, f"{opened.manifest.cubins[0].sha256}.cubin"]
+    assert names == [MANIFEST, f"{opened.manifest.cubins[0].sha256}.cubin.z"]
 
 
 def test_threads_share_a_bundle(bundle: Bundle) -> None:
@@ -108,8 +108,8 @@ def test_a_forked_process_shares_no_file_position(bundle: Bundle) -> None:
 def test_a_damaged_cubin_is_refused_every_time(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     bundle = sample_bundle(tmp_path / "b", TARGET, SMALL)
     entry = bundle.manifest.cubins[0]
-    file = bundle.path / "cubins" / f"{entry.sha256}.cubin"
-    whole = bundle.cubin(entry)
+    file = bundle.path / "cubins" / f"{entry.sha256}.cubin.z"
+    cubin, whole = bundle.cubin(entry), file.read_bytes()
     file.write_bytes(damage(whole))
     for _ in range(2):
         with pytest.raises(DigestError, match=f"{entry.kernel}/{entry.variant}@sm_121a"):
@@ -118,7 +118,7 @@ def test_a_damaged_cubin_is_refused_every_time(tmp_path: Path, damage: Callable[
     with pytest.raises(BundleError, match=f"has no cubins/{entry.sha256}"):
         bundle.cubin(entry)
     file.write_bytes(whole)
-    assert bundle.cubin(entry) == whole
+    assert bundle.cubin(entry) == cubin
 
 
 def test_what_is_no_bundle_is_explained(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_an_interrupted_replacement_is_explained(tmp_path: Path) -> None:
 def test_links_that_lead_out_are_refused(tmp_path: Path) -> None:
     bundle = sample_bundle(tmp_path / "b", TARGET, SMALL)
     entry = bundle.manifest.cubins[0]
-    file = bundle.path / "cubins" / f"{entry.sha256}.cubin"
+    file = bundle.path / "cubins" / f"{entry.sha256}.cubin.z"
     file.rename(tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BundleError, match="leads out of the bundle"):
@@ -184,8 +184,8 @@ def test_links_that_lead_out_are_refused(tmp_path: Path) -> None:
 def test_a_pipe_does_not_block(tmp_path: Path) -> None:
     bundle = sample_bundle(tmp_path / "b", TARGET, SMALL)
     entry = bundle.manifest.cubins[0]
-    (bundle.path / "cubins" / f"{entry.sha256}.cubin").unlink()
-    os.mkfifo(bundle.path / "cubins" / f"{entry.sha256}.cubin")
+    (bundle.path / "cubins" / f"{entry.sha256}.cubin.z").unlink()
+    os.mkfifo(bundle.path / "cubins" / f"{entry.sha256}.cubin.z")
     with pytest.raises(BundleError, match="not a regular file"):
         bundle.cubin(entry)
 
@@ -214,7 +214,7 @@ def named(name: str) -> zipfile.ZipInfo:
     return found
 
 
-CUBIN = f"{PACKAGE}/cubins/{'0' * 64}.cubin"
+CUBIN = f"{PACKAGE}/cubins/{'0' * 64}.cubin.z"
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -275,7 +275,7 @@ def test_encryption_and_false_sizes_are_refused(tmp_path: Path) -> None:
     bundle = open_bundle(good)
     entry = bundle.manifest.cubins[0]
     data = bytearray(good.read_bytes())
-    name = f"{PACKAGE}/cubins/{entry.sha256}.cubin".encode()
+    name = f"{PACKAGE}/cubins/{entry.sha256}.cubin.z".encode()
     central = data.rindex(name) - 46
     assert data[central : central + 4] == b"PK\1\2"
     encrypted = data.copy()
@@ -349,10 +349,10 @@ def test_a_member_that_claims_a_large_stream_is_not_read(tmp_path: Path) -> None
     good = write_wheel(tmp_path, *parts(TARGET, SMALL))
     entry = open_bundle(good).manifest.cubins[0]
     data = bytearray(good.read_bytes())
-    central = data.rindex(f"{PACKAGE}/cubins/{entry.sha256}.cubin".encode()) - 46
+    central = data.rindex(f"{PACKAGE}/cubins/{entry.sha256}.cubin.z".encode()) - 46
     data[central + 20 : central + 24] = (2**31).to_bytes(4, "little")
     good.write_bytes(data)
-    with pytest.raises(BundleError, match=f"{entry.sha256}.cubin in .* claims"):
+    with pytest.raises(BundleError, match=f"{entry.sha256}.cubin.z in .* claims"):
         open_bundle(good).cubin(entry)
 
 
@@ -367,7 +367,7 @@ def test_a_wheel_that_is_exchanged_while_open_is_noticed(tmp_path: Path) -> None
 def test_the_manifest_of_a_newer_schema_says_to_upgrade(tmp_path: Path) -> None:
     place = sample_bundle(tmp_path / "b", TARGET, SMALL).path
     document = json.loads((place / MANIFEST).read_text())
-    (place / MANIFEST).write_text(json.dumps({**document, "schema": 4}))
+    (place / MANIFEST).write_text(json.dumps({**document, "schema": 5}))
     with pytest.raises(ManifestError, match="upgrade warpsmith"):
         open_bundle(place)
 

@@ -150,7 +150,7 @@ def test_the_smallest_change_of_the_text_is_refused(bundle: Bundle, tmp_path: Pa
 
 def test_a_changed_cubin_does_not_match_the_signed_digest(bundle: Bundle, key: SigningKey) -> None:
     def flip(name: str, data: bytes) -> bytes:
-        return data[:-1] + bytes([data[-1] ^ 1]) if name.endswith(".cubin") else data
+        return data[:-1] + bytes([data[-1] ^ 1]) if name.endswith(".cubin.z") else data
 
     bundle = change(bundle, flip)
     bundle.check_signature(key.public)

@@ -27,6 +27,7 @@ from bundle_samples import parts, sources
 from warpsmith.arch import parse
 from warpsmith.bundle import files, writer
 from warpsmith.bundle.manifest import MANIFEST, Manifest
+from warpsmith.bundle.packing import pack
 from warpsmith.bundle.reader import open_bundle
 from warpsmith.bundle.writer import write_bundle, write_wheel
 from warpsmith.catalog.plan import Selection
@@ -64,7 +65,7 @@ def test_a_directory_is_byte_identical_each_time(tmp_path: Path, made: Parts) ->
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert contents(tmp_path / "a") == {
         MANIFEST: manifest.to_json().encode(),
-        **{f"cubins/{digest}.cubin": data for digest, data in cubins.items()},
+        **{f"cubins/{digest}.cubin.z": pack(data) for digest, data in cubins.items()},
     }
     only(tmp_path, "a", "b")
 

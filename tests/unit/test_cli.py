@@ -50,7 +50,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [n for n in os.environ if n.startswith("WARPSMITH_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WARPSMITH_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("warpsmith.bundle.find.installed_bundles", list)
+    monkeypatch.setattr("warpsmith.bundle.find.installed_bundles", lambda **_: [])
     use(monkeypatch, synthetic.CATALOG)
     sources(monkeypatch)
 
@@ -319,7 +319,7 @@ Sabotage = Callable[[Path], str]
 def delete_a_cubin(bundle: Path) -> str:
     gone = sorted((bundle / "cubins").iterdir())[0]
     gone.unlink()
-    return named(bundle, gone.stem)
+    return named(bundle, gone.name.partition(".")[0])
 
 
 def flip_a_byte(bundle: Path) -> str:
@@ -327,7 +327,7 @@ def flip_a_byte(bundle: Path) -> str:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(bytes(data))
-    return named(bundle, file.stem)
+    return named(bundle, file.name.partition(".")[0])
 
 
 def rename_an_entry(bundle: Path) -> str:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,13 +62,27 @@ refused: list[str] = []
 
 @dataclass
 class FakeClient:
-    """A scheduler with one worker, and the executor that it gives; `kills` is what a batch must hold to kill."""
+    """A scheduler with one worker, and the executor that it gives.
+
+    `kills` is what a batch must hold to kill. The worker waits for `begins`, so that a test can hand in all of its jobs
+    before the first one is done: how they are divided does not depend on which thread is faster.
+    """
 
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS))
     kills: bytes = b"\0no such job\0"
     sizes: list[int] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     fit: str = ""
+    begins: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.begins.set()
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        self.begins.clear()
+        yield
+        self.begins.set()
 
     def get_executor(self, **_: Any) -> FakeClient:
         return self
@@ -86,6 +102,7 @@ class FakeClient:
         self.keys.append(key)
 
         def call() -> Any:
+            self.begins.wait(30)
             if self.kills in data:
                 raise scheduler.KilledWorker(key, SimpleNamespace(address="tcp://worker"), 3)
             outcomes = fn(data)
@@ -110,7 +127,8 @@ def start() -> Cluster:
 
 def test_many_jobs_go_in_few_tasks_and_each_has_its_own_result(client: FakeClient) -> None:
     with start() as workers:
-        futures = [workers.submit(name_of, Task(f"job{i}")) for i in range(MANY)]
+        with client.idle():
+            futures = [workers.submit(name_of, Task(f"job{i}")) for i in range(MANY)]
         assert [f.result(30) for f in futures] == [f"JOB{i}" for i in range(MANY)]
     assert sum(client.sizes) == MANY
     assert max(client.sizes) == 8
@@ -129,7 +147,8 @@ def test_few_jobs_go_one_by_one(client: FakeClient) -> None:
 def test_an_error_is_that_of_its_job_alone(client: FakeClient) -> None:
     with start() as workers:
         functions = [(fails, fails_strangely, name_of)[i % 3] for i in range(MANY)]
-        futures = [workers.submit(fn, Task(f"job{i}")) for i, fn in enumerate(functions)]
+        with client.idle():
+            futures = [workers.submit(fn, Task(f"job{i}")) for i, fn in enumerate(functions)]
         for number, future in enumerate(futures):
             if number % 3 == 2:
                 assert future.result(30) == f"JOB{number}"
@@ -147,7 +166,8 @@ def test_a_job_that_kills_its_workers_is_found_among_those_that_it_was_sent_with
     with start() as workers:
         names = [f"job{i}" for i in range(MANY)]
         names[MANY - 300] = "poison"
-        futures = {name: workers.submit(name_of, Task(name)) for name in names}
+        with client.idle():
+            futures = {name: workers.submit(name_of, Task(name)) for name in names}
         with pytest.raises(WorkerError, match="poison: the cluster's workers died over it"):
             futures.pop("poison").result(30)
         assert [f.result(30) for f in futures.values()] == [name.upper() for name in futures]

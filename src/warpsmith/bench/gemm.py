@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from warpsmith.arch import Capability
 from warpsmith.bench import ceilings, gemm_groups, gemm_peers
-from warpsmith.bench.gemm_peers import FP8_BLOCKS, Operands
+from warpsmith.bench.gemm_peers import FP8, FP8_BLOCKS, FP8_WHOLE, Operands
 from warpsmith.bench.result import Result, Row, environment
 from warpsmith.bench.timing import gpu_time, host_time, rotation
 from warpsmith.catalog import CATALOG
@@ -30,7 +30,17 @@ _SINGLE = (
 SHAPES = (*((m, n, k) for n, k in WEIGHTS for m in (1, 16, 64, 128, 512, 2048, 4096)), *_SINGLE)
 """M, N, K."""
 _FOUR_BITS = tuple((m, n, k) for n, k in WEIGHTS for m in (1, 4, 8, 16, 64, 128, 512, 2048, 4096))
-DEFAULT = (("bf16_x_bf16", SHAPES), (FP8_BLOCKS, SHAPES), ("bf16_x_mxfp4", _FOUR_BITS), ("bf16_x_nvfp4", _FOUR_BITS))
+_WHOLE = (
+    (1, 4096, 7168), (16, 4096, 7168), (64, 4096, 7168), (128, 24576, 1536), (512, 4096, 7168), (2048, 7168, 2048),
+    (4096, 4096, 7168), (8192, 8192, 8192),
+)  # fmt: skip
+DEFAULT = (
+    ("bf16_x_bf16", SHAPES),
+    (FP8_BLOCKS, SHAPES),
+    *((format, _WHOLE) for format in FP8_WHOLE),
+    ("bf16_x_mxfp4", _FOUR_BITS),
+    ("bf16_x_nvfp4", _FOUR_BITS),
+)
 """What is measured if nothing is asked for; groups too."""
 
 GAIN = 0.02
@@ -166,7 +176,7 @@ def _calls(sets: Sequence[Operands]) -> list[Callable[[], Any]]:
 def _measure(format: str, sets: Sequence[Operands], most: dict[str, float], notes: list[str]) -> Row:
     (m, k), n = sets[0].x.shape, len(sets[0].w)
     time, moved = gpu_time(_calls(sets)), _moved(format, m, n, k)
-    rate = ceilings.FP8 if format == FP8_BLOCKS else ceilings.BF16
+    rate = ceilings.FP8 if format in FP8 else ceilings.BF16
     floors = ceilings.floors(most, moved, 2 * m * n * k, rate)
     peers = gemm_peers.times(f"{format} {m}×{n}×{k}", format, sets, notes)
     return Row(format, {"m": m, "n": n, "k": k}, time, max(floors.values()), moved, peers, floors)

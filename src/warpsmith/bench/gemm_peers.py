@@ -12,9 +12,14 @@ from warpsmith.bench.timing import gpu_time
 
 Call = Callable[[], Any]
 
-SAME, SAME_SCALE = 8e-3, 8e-2
-"""‖theirs − ours‖ / ‖ours‖ up to which a peer does the same: of the same values, and of ones quantized once more."""
+SAME, SAME_FAST, SAME_SCALE = 8e-3, 2e-2, 8e-2
+"""‖theirs − ours‖ / ‖ours‖ up to which a peer does the same: of the same values, of the same with sums in the tensor
+cores' fewer bits, and of ones quantized once more."""
 FP8_BLOCKS = "fp8_block_x_fp8_block_128x128"
+FP8_WHOLE = ("fp8_row_x_fp8_row", "fp8_tensor_x_fp8_tensor")
+"""Scales of whole rows, and of whole matrices, on both sides: what `torch._scaled_mm` computes too."""
+FP8 = (FP8_BLOCKS, *FP8_WHOLE)
+"""The pairs whose products are the FP8 tensor cores'."""
 
 
 class Operands(NamedTuple):
@@ -61,6 +66,23 @@ def _tensor_wise(format: str, sets: Sequence[Operands]) -> Peer | None:
     return Peer(calls, SAME_SCALE)
 
 
+def _same_scales(fast: bool, format: str, sets: Sequence[Operands]) -> Peer | None:
+    """`torch._scaled_mm` of the very operands, with their scales; `fast` leaves sums to the tensor cores."""
+    if format not in FP8_WHOLE:
+        return None
+    import torch
+
+    rows = format == FP8_WHOLE[0]
+    calls = []
+    for s in sets:
+        scales = (s.a.scales.view(-1, 1), s.b.scales.view(1, -1)) if rows else (s.a.scales, s.b.scales)
+        calls.append(partial(
+            torch._scaled_mm, s.a.data, s.b.data.t(), scale_a=scales[0], scale_b=scales[1], out_dtype=torch.bfloat16,
+            use_fast_accum=fast, out=s.other,
+        ))  # fmt: skip
+    return Peer(calls, SAME_FAST if fast else SAME)
+
+
 def _triton(format: str, sets: Sequence[Operands]) -> Peer | None:
     blocks = format == FP8_BLOCKS
     if (format != "bf16_x_bf16" and not blocks) or find_spec("triton") is None:
@@ -100,6 +122,8 @@ def _flashinfer(format: str, sets: Sequence[Operands]) -> Peer | None:
 PEERS: dict[str, Callable[[str, Sequence[Operands]], Peer | None]] = {
     "torch.mm bf16": _torch,
     "cuBLASLt FP8, one scale a tensor": _tensor_wise,
+    "torch._scaled_mm": partial(_same_scales, True),
+    "torch._scaled_mm, fp32 sums": partial(_same_scales, False),
     "Triton": _triton,
     "FlashInfer": _flashinfer,
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from warpsmith.arch import Capability, Target
 from warpsmith.bundle.elf import RECORD_MAGIC, CubinInfo, read_cubin
 from warpsmith.bundle.manifest import MANIFEST, CubinEntry, layout
-from warpsmith.bundle.reader import Bundle, cubin_file
+from warpsmith.bundle.reader import Bundle
 from warpsmith.bundle.signature import SIGNATURE, PublicKey
 from warpsmith.catalog.plan import broken_promises, check, plan
 from warpsmith.catalog.selection import Selection
@@ -137,7 +137,7 @@ class _Audited:
                 f"{path} claims to load on driver {self.manifest.min_driver}, but {target} needs {target.min_driver}"
             )
             yield _finding("driver-understated", str(path), message)
-        listed = {MANIFEST, SIGNATURE, *(cubin_file(entry.sha256) for entry in self.manifest.cubins)}
+        listed = {MANIFEST, SIGNATURE, *map(self.manifest.file, self.manifest.cubins)}
         try:
             names = self.bundle.files()
         except BundleError as error:

@@ -32,7 +32,7 @@ def read_file(path: Path, limit: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise BundleError(f"{path} is not a regular file")
         with os.fdopen(handle, "rb", closefd=False) as file:
-            data = file.read(limit + 1)
+            data = file.read(min(limit, status.st_size) + 1)  # what is asked for is allocated
     finally:
         os.close(handle)
     if len(data) > limit:

@@ -57,7 +57,8 @@ def _wheel(bundle: Bundle) -> dict[str, Any]:
         raise BundleError(f"cannot read {bundle.path}: {error.strerror}") from error
     modules: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for entry in manifest.cubins:
-        row = {"variant": entry.variant, "bytes": entry.size, "sha256": entry.sha256}
+        sizes = {"bytes": entry.size, "stored_bytes": bundle.stored(entry)}
+        row = {"variant": entry.variant, **sizes, "sha256": entry.sha256}
         modules.setdefault(entry.module, {}).setdefault(entry.kernel, []).append(row)
     return {
         "file": bundle.path.name,
@@ -101,14 +102,14 @@ def table(wheels: Sequence[dict[str, Any]]) -> str:
             f"`{wheel['sha256']}`",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += ["", "| wheel | module | kernel | cubins | bytes |", "| --- | --- | --- | ---: | ---: |"]
+    lines += ["", "| wheel | module | kernel | cubins | bytes | stored |", "| --- | --- | --- | ---: | ---: | ---: |"]
     for wheel in wheels:
         for module in wheel["modules"]:
             for kernel in module["kernels"]:
-                size = sum({cubin["sha256"]: cubin["bytes"] for cubin in kernel["cubins"]}.values())
-                lines.append(
-                    f"| `{wheel['file']}` | {module['name']} | {kernel['name']} | {len(kernel['cubins'])} | {size} |"
-                )
+                cubins = {cubin["sha256"]: cubin for cubin in kernel["cubins"]}.values()
+                sizes = " | ".join(str(sum(cubin[name] for cubin in cubins)) for name in ("bytes", "stored_bytes"))
+                count = len(kernel["cubins"])
+                lines.append(f"| `{wheel['file']}` | {module['name']} | {kernel['name']} | {count} | {sizes} |")
     return "\n".join([*lines, ""])
 
 

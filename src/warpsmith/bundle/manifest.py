@@ -13,31 +13,33 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from warpsmith.arch import Target, parse
 from warpsmith.bundle.elf import MAX_CUBIN_BYTES
 from warpsmith.bundle.fields import A_NAME, DAMAGED, NAME, Fields, decode, fail
+from warpsmith.bundle.models import models_of
 from warpsmith.catalog.selection import Selection
 from warpsmith.catalog.spec import CubinId, Param
 from warpsmith.errors import ManifestError, TargetError
 
-if TYPE_CHECKING:
-    from warpsmith.catalog.shapes import Model, Shapes
+SCHEMA = 4
+"""The schema that is written. 3, whose cubins lie there as they are, is read too; bundles of 1 and 2 have no cubin that
+this package's sources make."""
 
-SCHEMA = 3
-"""The schema that is written and read. Bundles of 1 and 2 have no cubin that this package's sources make."""
+DEFLATE, RAW = "deflate", "raw"
+"""How a bundle's files hold its cubins: packed, as `warpsmith.bundle.packing` does it, or as they are (schema 3)."""
 
 MANIFEST = "manifest.json"
 """Name of the manifest's file in a bundle."""
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_CUBINS = 100_000
-_MAX_MODELS = 2000
 _MAX_PARAMS = 256
 
+_RAW_SCHEMA = 3
+_DEFLATE = re.compile(DEFLATE)
 _TEXT = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
-_LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORD = 0xFFFFFFFF
 _MAX_COUNT = 1 << 31
@@ -54,7 +56,7 @@ class CubinEntry:
     Attributes
     ----------
     sha256, size
-        Digest and bytes of the cubin's file, ``cubins/<sha256>.cubin``.
+        Digest and bytes of the cubin itself, however its file holds it.
     source_digest
         What the cubin was made from, as `warpsmith.catalog.source.source_digest` computes it.
     stack, static_shared, dynamic_shared
@@ -103,6 +105,8 @@ class Manifest:
         The modules, formats and models' shapes that the build was asked for; empty means all.
     catalog_digest
         Digest of the catalog it was planned from. For information: cubins are matched one by one.
+    encoding
+        How the files hold the cubins: `DEFLATE` or `RAW`.
     """
 
     target: Target
@@ -112,6 +116,7 @@ class Manifest:
     selection: Selection
     catalog_digest: str
     cubins: tuple[CubinEntry, ...]
+    encoding: str = DEFLATE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cubins", tuple(sorted(self.cubins, key=lambda c: (c.kernel, c.variant))))
@@ -119,6 +124,10 @@ class Manifest:
     def id(self, entry: CubinEntry) -> CubinId:
         """The name of one of its cubins."""
         return CubinId(entry.kernel, entry.variant, self.target)
+
+    def file(self, entry: CubinEntry) -> str:
+        """The name of a cubin's file in the bundle."""
+        return f"cubins/{entry.sha256}.cubin{'' if self.encoding == RAW else '.z'}"
 
     def to_json(self) -> str:
         """The manifest as text: sorted, the same for the same manifest everywhere."""
@@ -131,11 +140,12 @@ class Manifest:
         fields = {
             "catalog_digest": _text(self.catalog_digest),
             "cubins": _rows(_cubin_document(c, lists, opcodes) for c in self.cubins),
+            **({} if self.encoding == RAW else {"encoding": _text(self.encoding)}),
             "min_driver": _text(self.min_driver),
             "opcodes": _text(tables.opcodes),
             "package_version": _text(self.package_version),
             "params": _rows([{"name": n, "ctype": c, "offset": o} for n, c, o in params] for params in tables.params),
-            "schema": _text(SCHEMA),
+            "schema": _text(_RAW_SCHEMA if self.encoding == RAW else SCHEMA),
             "selection": _text({"models": [], **self.selection.document()}),
             "target": _text(str(self.target)),
             "toolchain": _text(self.toolchain),
@@ -230,8 +240,9 @@ def parse_entry(text: bytes, where: str, tables: Tables) -> CubinEntry:
 
 
 def _manifest(document: object) -> tuple[Manifest, Tables]:
-    _check_schema(document.get("schema") if isinstance(document, dict) else SCHEMA)
-    top = Fields("manifest", document, _TOP)
+    schema = document.get("schema") if isinstance(document, dict) else SCHEMA
+    _check_schema(schema)
+    top = Fields("manifest", document, _TOP if schema == SCHEMA else _RAW_TOP)
     tables = _tables(top)
     cubins = [_cubin(f"cubins[{i}]", c, tables) for i, c in enumerate(top.items("cubins", MAX_CUBINS))]
     seen: set[tuple[str, str]] = set()
@@ -245,9 +256,10 @@ def _manifest(document: object) -> tuple[Manifest, Tables]:
         package_version=top.text("package_version", NAME, "a version"),
         min_driver=top.integer("min_driver", 0, 1_000_000),
         toolchain=top.text("toolchain", _TEXT, "a compiler's name and version"),
-        selection=Selection(selection.names("modules"), selection.names("formats"), _models(selection)),
+        selection=Selection(selection.names("modules"), selection.names("formats"), models_of(selection)),
         catalog_digest=top.text("catalog_digest", _DIGEST, _A_DIGEST),
         cubins=tuple(cubins),
+        encoding=top.text("encoding", _DEFLATE, DEFLATE) if schema == SCHEMA else RAW,
     )
     return manifest, tables
 
@@ -255,7 +267,7 @@ def _manifest(document: object) -> tuple[Manifest, Tables]:
 def _check_schema(schema: object) -> None:
     if type(schema) is not int or schema < 1:
         fail("schema", schema, f"the whole number {SCHEMA}")
-    if schema != SCHEMA:
+    if schema not in (SCHEMA, _RAW_SCHEMA):
         who, fix = ("a newer", "upgrade warpsmith") if schema > SCHEMA else ("an older", "build the bundle again")
         raise ManifestError(f"schema: given {schema}, expected {SCHEMA}: {who} warpsmith wrote the bundle; {fix}")
 
@@ -268,54 +280,12 @@ def _tables(top: Fields) -> Tables:
     return Tables(tuple(_params(f"params[{i}]", given) for i, given in enumerate(lists)), tuple(opcodes))
 
 
-_TOP = (
+_RAW_TOP = (
     *("catalog_digest", "cubins", "min_driver", "opcodes", "package_version"),
     *("params", "schema", "selection", "target", "toolchain"),
 )
+_TOP = ("encoding", *_RAW_TOP)
 _CUBIN = tuple(sorted(CubinEntry.__dataclass_fields__))
-
-
-def _models(selection: Fields) -> tuple[Model, ...]:
-    models = selection.items("models", _MAX_MODELS)
-    if not models:
-        return ()
-    from warpsmith.catalog.shapes import MAX_SHAPES, Model
-
-    found, count = [], 0
-    for index, given in enumerate(models):
-        model = Fields(f"selection.models[{index}]", given, ("name", "shapes"))
-        rows = model.items("shapes", MAX_SHAPES)
-        count += len(rows)
-        if count > MAX_SHAPES:
-            fail("selection.models", rows, f"at most {MAX_SHAPES} shapes in all")
-        shapes = tuple(_shapes(f"{model.where}.shapes[{i}]", row) for i, row in enumerate(rows))
-        found.append(Model(model.text("name", _LABEL, "a name"), shapes))
-    return tuple(found)
-
-
-def _shapes(where: str, given: object) -> Shapes:
-    from warpsmith.catalog.shapes import MAX_DIM, Shapes
-
-    row = Fields(where, given, ("dims", "fields", "operation"))
-    fields, dims = (_named(f"{where}.{part}", row.values[part]) for part in ("fields", "dims"))
-    ranges = []
-    for name in dims.values:
-        bounds = dims.items(name, 2)
-        if len(bounds) != 2 or not all(type(b) is int for b in bounds) or not 1 <= bounds[0] <= bounds[1] <= MAX_DIM:
-            fail(f"{dims.where}.{name}", bounds, "the smallest and the largest size")
-        ranges.append((name, bounds[0], bounds[1]))
-    return Shapes(
-        row.text("operation", NAME, A_NAME),
-        tuple((name, fields.names(name)) for name in sorted(fields.values)),
-        tuple(sorted(ranges)),
-    )
-
-
-def _named(where: str, given: object) -> Fields:
-    """An object with whatever names there are, at most 32."""
-    if not isinstance(given, dict) or len(given) > 32 or not all(NAME.fullmatch(name) for name in given):
-        fail(where, given, "an object with at most 32 names")
-    return Fields(where, given, tuple(given))
 
 
 def _cubin(where: str, value: object, tables: Tables) -> CubinEntry:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from warpsmith.bundle.elf import MAX_CUBIN_BYTES
 from warpsmith.bundle.files import read_file
-from warpsmith.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, CubinEntry, Manifest, parse_manifest
+from warpsmith.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, RAW, CubinEntry, Manifest, parse_manifest
 from warpsmith.bundle.outline import Outline, read_outline
+from warpsmith.bundle.packing import unpack
 from warpsmith.bundle.wheel import WheelFiles, package_name
 from warpsmith.catalog.spec import CubinId
 from warpsmith.errors import BundleError, DigestError, ManifestError, SignatureError
@@ -29,6 +30,7 @@ ASIDE, UNFINISHED = ".old-", ".new-"
 class _Files(Protocol):
     def names(self) -> tuple[str, ...]: ...
     def read(self, name: str, limit: int) -> bytes: ...
+    def stored(self, name: str) -> int: ...
     def faults(self, manifest: Manifest) -> list[str]: ...
 
 
@@ -145,25 +147,31 @@ class Bundle:
         BundleError
             If the file is missing or cannot be read.
         """
-        name, file = self.head.id(entry), cubin_file(entry.sha256)
+        name, file = self.head.id(entry), self.head.file(entry)
         try:
             data = self._files.read(file, MAX_CUBIN_BYTES)
         except FileNotFoundError as error:
             raise BundleError(f"{self.path} has no {file} ({name}): build the bundle again") from error
         except OSError as error:
             raise BundleError(f"cannot read {file} in {self.path} ({name}): {error.strerror}") from error
+        if self.head.encoding != RAW:
+            try:
+                data = unpack(data, entry.size)
+            except ValueError as error:
+                raise DigestError(
+                    f"{file} in {self.path} ({name}) is damaged: {error}; build or install the bundle again"
+                ) from error
         found = hashlib.sha256(data).hexdigest()
         if (found, len(data)) != (entry.sha256, entry.size):
             raise DigestError(
-                f"{file} in {self.path} ({name}) has {len(data)} bytes with SHA-256 {found}; the manifest says "
+                f"{file} in {self.path} ({name}) holds {len(data)} bytes with SHA-256 {found}; the manifest says "
                 f"{entry.size} bytes with {entry.sha256}: the file is damaged, build or install the bundle again"
             )
         return data
 
-
-def cubin_file(sha256: str) -> str:
-    """The name of a cubin's file in a bundle."""
-    return f"cubins/{sha256}.cubin"
+    def stored(self, entry: CubinEntry) -> int:
+        """Bytes that a cubin takes in the bundle; 0 if its file is not there."""
+        return self._files.stored(self.head.file(entry))
 
 
 def open_bundle(path: Path, *, lazily: bool = False) -> Bundle:
@@ -250,6 +258,12 @@ class _FolderFiles:
         if not real.is_relative_to(self._root):
             raise BundleError(f"{self._root / name} is a link that leads out of the bundle, to {real}: it is not read")
         return read_file(real, limit)
+
+    def stored(self, name: str) -> int:
+        try:
+            return (self._root / name).stat().st_size
+        except OSError:
+            return 0
 
 
 def beside(path: Path, what: str) -> list[Path]:

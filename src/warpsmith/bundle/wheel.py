@@ -25,7 +25,7 @@ from warpsmith.errors import BundleError
 ENTRY_POINTS = "warpsmith.bundles"
 """The entry-point group by which installed bundles are found."""
 
-_DATA = re.compile(r"(warpsmith_bundle_[a-z0-9_]+)/(manifest\.json|manifest\.sig|cubins/[0-9a-f]{64}\.cubin)")
+_DATA = re.compile(r"(warpsmith_bundle_[a-z0-9_]+)/(manifest\.json|manifest\.sig|cubins/[0-9a-f]{64}\.cubin(\.z)?)")
 _META = re.compile(r"(warpsmith_bundle_[a-z0-9_]+)-[^/\\]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt)")
 _METADATA_FILES = ("METADATA", "RECORD", "WHEEL", "entry_points.txt")
 _HEADERS = {"Metadata-Version", "Name", "Version", "Summary", "License"}
@@ -111,6 +111,11 @@ class WheelFiles:
             raise BundleError(f"{name} in {self._path} is damaged: {error}; download or build it again") from error
         return data
 
+    def stored(self, name: str) -> int:
+        """Bytes that a file takes in the wheel; 0 if there is none of that name."""
+        member = self._members.get(name)
+        return 0 if member is None else member.compress_size
+
     def faults(self, manifest: Manifest) -> list[str]:
         """What the wheel's metadata would have an installer do besides placing this bundle's files."""
         texts = {}
@@ -183,7 +188,7 @@ def _members(path: Path, found: Iterable[zipfile.ZipInfo]) -> tuple[str, _Member
                 f"{path} holds {name!a}; a bundle's wheel holds its manifest, its cubins and their metadata, "
                 "nothing else: do not install it"
             )
-        limit = MAX_CUBIN_BYTES if name.endswith(".cubin") else MAX_MANIFEST_BYTES
+        limit = MAX_CUBIN_BYTES if name.endswith((".cubin", ".cubin.z")) else MAX_MANIFEST_BYTES
         if name in seen or kind not in (0, stat.S_IFREG) or member.flag_bits & 1 or member.file_size > limit:
             raise BundleError(
                 f"{path}: {name} is there twice, is a link, is encrypted or is larger than {limit} bytes: "

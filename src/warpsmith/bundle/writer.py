@@ -20,13 +20,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from warpsmith.bundle.files import is_stale, sync_folder, temporary_name, write_file
-from warpsmith.bundle.manifest import MANIFEST, Manifest, parse_manifest
-from warpsmith.bundle.reader import ASIDE, UNFINISHED, beside, cubin_file
+from warpsmith.bundle.manifest import MANIFEST, RAW, Manifest, parse_manifest
+from warpsmith.bundle.packing import pack
+from warpsmith.bundle.reader import ASIDE, UNFINISHED, beside
 from warpsmith.bundle.signature import SIGNATURE, SigningKey
 from warpsmith.bundle.wheel import distribution_name, entry_points, package_name, wheel_version
 from warpsmith.errors import BundleError
 
-_OWN_FILE = re.compile(r"manifest\.json|manifest\.sig|cubins/[0-9a-f]{64}\.cubin")
+_OWN_FILE = re.compile(r"manifest\.json|manifest\.sig|cubins/[0-9a-f]{64}\.cubin(\.z)?")
 _VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9]+(\.[a-z0-9]+)*)?")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip archive can name
 _ATTEMPTS = 20
@@ -109,7 +110,8 @@ def write_wheel(dist: Path, manifest: Manifest, cubins: Mapping[str, bytes], sig
             with fresh.open("xb") as file:
                 with zipfile.ZipFile(file, "w", allowZip64=False) as archive:
                     for name, data in files:
-                        archive.writestr(_member(name), data, zipfile.ZIP_DEFLATED, 9)
+                        packed = name.endswith(".z")
+                        archive.writestr(_member(name), data, zipfile.ZIP_STORED if packed else zipfile.ZIP_DEFLATED, 9)
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(wheel)
@@ -124,15 +126,16 @@ def _files(manifest: Manifest, cubins: Mapping[str, bytes], signing: SigningKey 
     """The bundle's files, sorted, once manifest and cubins have been held against each other."""
     text = manifest.to_json().encode()
     parse_manifest(text)  # whoever opens it will: no bundle is written that cannot be
-    sizes = {entry.sha256: entry.size for entry in manifest.cubins}
+    held = {entry.sha256: manifest.file(entry) for entry in manifest.cubins}
     for entry in manifest.cubins:
         data = cubins.get(entry.sha256)
         if data is None or len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise BundleError(f"{manifest.id(entry)}: the manifest's digest or size is not that of the cubin given")
-    for digest in sorted(set(cubins) - set(sizes)):
+    for digest in sorted(set(cubins) - set(held)):
         raise BundleError(f"a cubin with SHA-256 {digest} was given, but the manifest does not list it")
     signature = [(SIGNATURE, signing.sign(text))] if signing else []
-    return sorted([(MANIFEST, text), *signature, *((cubin_file(digest), cubins[digest]) for digest in sizes)])
+    stored = ((file, cubins[d] if manifest.encoding == RAW else pack(cubins[d])) for d, file in held.items())
+    return sorted([(MANIFEST, text), *signature, *stored])
 
 
 def _metadata(manifest: Manifest, package: str, files: Sequence[tuple[str, bytes]]) -> list[tuple[str, bytes]]:

@@ -14,6 +14,8 @@ from warpsmith.tuning import choose
 Availability = Callable[[CubinId], "str | None"]
 """Says why a cubin cannot be used, or None if it can."""
 
+_MAX_FIELDS = 1024  # of a kernel's problems that are remembered: several times as many as an operation has
+
 
 class DeviceFacts(NamedTuple):
     """What dispatch needs to know of a device; injected, so that every device can be tested without one.
@@ -106,9 +108,11 @@ def select_variant(
         have = ", ".join(map(str, kernel.capabilities))
         rejections.append(Rejection(kernel.name, f"is for {have}, not {device.capability}"))
         return None
+    computing, others = _by_fields(kernel, problem)
+    rejections += others
     fitting: dict[str, Variant] = {}
-    for variant in kernel.variants:
-        reason = variant.mismatch(problem) or variant.outside(problem, device.sm_count)
+    for variant in computing:
+        reason = variant.outside(problem, device.sm_count)
         if reason is None:
             fitting.setdefault(variant.tile, variant)
         else:
@@ -133,3 +137,20 @@ def select_variant(
         if other != tile:
             rejections.append(Rejection(f"{kernel.name}/{variant.name}", f"the tuning table picks tile {tile}"))
     return fitting[tile]
+
+
+def _by_fields(kernel: Kernel, problem: Problem) -> tuple[list[Variant], list[Rejection]]:
+    """The variants that compute problems with these fields, and why the others do not; found once for a kernel."""
+    found: tuple[list[Variant], list[Rejection]] | None = kernel.by_fields.get(problem.fields)
+    if found is None:
+        found = [], []
+        for variant in kernel.variants:
+            reason = variant.mismatch(problem)
+            if reason is None:
+                found[0].append(variant)
+            else:
+                found[1].append(Rejection(f"{kernel.name}/{variant.name}", reason))
+        if len(kernel.by_fields) >= _MAX_FIELDS:
+            kernel.by_fields.clear()
+        kernel.by_fields[problem.fields] = found
+    return found

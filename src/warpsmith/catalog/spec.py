@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from warpsmith.arch import Capability, Suffix, Target
 from warpsmith.errors import CatalogError, InvalidArgumentError
@@ -23,8 +23,6 @@ _PARAM_BYTES = {"ptr": 8, "i64": 8, "i32": 4, "u32": 4, "f32": 4, "tensormap": 1
 NO_FORMAT = "-"
 """The format of a problem whose operation has none."""
 _NO_FIELDS: Mapping[str, str] = {}
-
-
 _PAIR = "_x_"
 
 
@@ -133,8 +131,7 @@ class Operation:
         InvalidArgumentError
             If a name or value is unknown, a combination is excluded, or a dimension does not divide.
         """
-        fields, dims = {n: v[0] for n, v in self.fields}, dict(self.dims)
-        allowed = dict(self.fields)
+        fields, dims, allowed = {n: v[0] for n, v in self.fields}, dict(self.dims), dict(self.fields)
         for name, value in given.items():
             if name in fields:
                 if value not in allowed[name]:
@@ -257,6 +254,11 @@ class Kernel:
     def takes_maps(self) -> bool:
         """Whether operands come as tensor maps, not as pointers."""
         return any(p.ctype == "tensormap" for p in self.params)
+
+    @cached_property
+    def by_fields(self) -> dict[tuple[tuple[str, str], ...], Any]:
+        """Fields of problems → the variants that compute them, and the others with why not; filled by `resolve`."""
+        return {}
 
     def builds_for(self, target: Target) -> bool:
         """Whether the plan has cubins of this kernel for `target`."""
@@ -395,5 +397,4 @@ class Catalog:
         self, operation: str, format: str, capability: Capability, fields: Mapping[str, str] = _NO_FIELDS
     ) -> Promise | None:
         """The promise for a problem's operation, format and fields on a capability, or None."""
-        promises = self._promises.get((operation, format, capability), ())
-        return next((p for p in promises if p.concerns(fields)), None)
+        return next((p for p in self._promises.get((operation, format, capability), ()) if p.concerns(fields)), None)

@@ -84,6 +84,8 @@ def build(
             "seconds": round(made.seconds, 3),
         }
         report.text = [f"{path}" for path in made.bundles]
+        for target in report.targets:
+            say(f"{target['target']}: {target['bytes']} bytes of cubins, stored in {target['stored_bytes']}")
         say(f"{made.compiled} cubins compiled, {made.cached} from the cache, in {made.seconds:.1f} s")
 
 

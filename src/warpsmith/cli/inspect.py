@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from warpsmith.bundle.manifest import CubinEntry
-from warpsmith.bundle.reader import Bundle, cubin_file
+from warpsmith.bundle.reader import Bundle
 from warpsmith.catalog.spec import CubinId
 from warpsmith.cli.bundles import BundleArgument, open_all
 from warpsmith.cli.options import JsonOption
@@ -63,6 +63,7 @@ def bundle_document(bundle: Bundle) -> dict[str, Any]:
         "toolchain": manifest.toolchain,
         "min_driver": manifest.min_driver,
         "bytes": sum({e.sha256: e.size for e in manifest.cubins}.values()),
+        "stored_bytes": sum({e.sha256: bundle.stored(e) for e in manifest.cubins}.values()),
     }
 
 
@@ -70,9 +71,10 @@ def entry_document(bundle: Bundle, entry: CubinEntry) -> dict[str, Any]:
     """A cubin of a bundle as JSON."""
     return {
         **cubin_document(bundle.manifest.id(entry)),
-        "file": cubin_file(entry.sha256),
+        "file": bundle.manifest.file(entry),
         "sha256": entry.sha256,
         "bytes": entry.size,
+        "stored_bytes": bundle.stored(entry),
         "registers": entry.registers,
         "stack": entry.stack,
         "shared_memory": entry.static_shared + entry.dynamic_shared,
@@ -96,7 +98,7 @@ def _summary(bundle: Bundle) -> str:
             "target": f"{bundle.manifest.target}, runs on {', '.join(map(str, bundle.manifest.target.serves))}",
             "made by": f"warpsmith {bundle.manifest.package_version}, {bundle.manifest.toolchain}",
             "needs driver": f"CUDA {about['min_driver'] // 1000}.{about['min_driver'] % 1000 // 10} or newer",
-            "holds": f"{len(bundle.manifest.cubins)} cubins, {about['bytes']} bytes",
+            "holds": f"{len(bundle.manifest.cubins)} cubins, {about['bytes']} bytes, stored in {about['stored_bytes']}",
             "modules": ", ".join(chosen.modules) or "all",
             "formats": ", ".join(chosen.formats) or "all",
             "models": ", ".join(m.name for m in chosen.models) or "all",
@@ -114,13 +116,14 @@ def _figures(bundle: Bundle, entries: Sequence[CubinEntry], proven: Mapping[Cubi
             spills(e),
             e.threads,
             e.size,
+            bundle.stored(e),
             sum(n for _, n in e.instructions),
             ", ".join(f"{n} {opcode}" for opcode, n in _most(e)[:3]),
             proven[bundle.manifest.id(e)],
         )
         for e in entries
     ]
-    numbers = ("#registers", "#shared", "#stack", "#spills", "#threads", "#bytes", "#instructions")
+    numbers = ("#registers", "#shared", "#stack", "#spills", "#threads", "#bytes", "#stored", "#instructions")
     return table("cubin", *numbers, "mostly", "evidence", rows=rows)
 
 

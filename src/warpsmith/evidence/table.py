@@ -59,17 +59,17 @@ def render(records: Sequence[Record], cubins: Sequence[tuple[str, str, Target, s
         "| kernel | " + " | ".join(map(str, SHOWN)) + " |",
         "| --- |" + " --- |" * len(SHOWN),
     ]
+    planned = {c: {cubin.kernel for cubin in plan(CATALOG, [default_target(c)]).cubins} for c in SHOWN}
     for kernel in CATALOG.kernels:
-        cells = [_cell(held.get((kernel.name, default_target(c))), kernel.name, c) for c in SHOWN]
+        cells = [_cell(held.get((kernel.name, default_target(c))), kernel.name in planned[c]) for c in SHOWN]
         lines.append(f"| `{kernel.name}` | " + " | ".join(cells) + " |")
     notes = sorted({_note(r) for r in records if r.entries})
     return "\n".join([*lines, "", *notes])
 
 
-def _cell(found: Standing | None, kernel: str, capability: Capability) -> str:
+def _cell(found: Standing | None, planned: bool) -> str:
     if found is None:
-        planned = plan(CATALOG, [default_target(capability)]).cubins
-        return "compiled" if any(c.kernel == kernel for c in planned) else "–"
+        return "compiled" if planned else "–"
     counts = dict(found.counts)
     if set(counts) == {EXECUTED}:
         return f"**executed**, {found.cases} cases"
