@@ -13,20 +13,25 @@ from warpsmith.catalog import (
     gemm_sm90,
     gemm_stream,
     moe_decode,
+    moe_packed,
 )
 from warpsmith.catalog.promises import PROMISES
 from warpsmith.catalog.spec import Catalog
 
 CATALOG = Catalog(
-    operations=(*fp4_quantization.OPERATIONS, *gemm.OPERATIONS, *fused_moe.OPERATIONS, *moe_decode.OPERATIONS),
+    operations=(
+        *(*fp4_quantization.OPERATIONS, *gemm.OPERATIONS, *fused_moe.OPERATIONS, *moe_decode.OPERATIONS),
+        *moe_packed.OPERATIONS,
+    ),
     kernels=(
         *(*fp4_quantization.KERNELS, *fp4_gemm.KERNELS, gemm_sm90.KERNEL, *gemm_stream.KERNELS, gemm_mixed.KERNEL),
         *(*gemm_packed.KERNELS, *gemm.KERNELS, *fused_moe.KERNELS, *moe_decode.KERNELS),
+        *moe_packed.KERNELS,
     ),
     promises=PROMISES,
     tuning=(
         *(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *gemm_sm90.TUNING, *gemm_mixed.TUNING, *gemm_packed.TUNING),
-        *(*gemm.TUNING, *moe_decode.TUNING),
+        *(*gemm.TUNING, *moe_decode.TUNING, *moe_packed.TUNING),
     ),
     estimates=fp4_gemm.ESTIMATES,
     splits=(*gemm_sm90.SPLITS, *gemm_mixed.SPLITS),

@@ -5,6 +5,7 @@
 //   WS_TYPE, WS_TOKENS    as in fused_moe/decode.cuh, which they come from; bf16 alone
 #pragma once
 
+#include "common/mbarrier.cuh"
 #include "common/mma_bf16.cuh"
 #include "common/prepared_weights.cuh"
 #include "common/ptx.cuh"
@@ -30,7 +31,8 @@ constexpr u32 kScaleBytes = 8 * 4 * kScaleWords;      // of 32 rows by 64 of K
 constexpr u32 kScaleLanes = kScaleBytes / 16;         // that copy them
 constexpr float kTooSmall = kNvfp4 ? 128.0f : 0.5f;   // what the order's scales are too small by
 
-enum : u32 { kOwnGlobalScales = 1u << 4 };  // a bit of `flags`: each expert has a global scale
+// Bits of `flags`: each expert has a global scale of w13, of w2.
+enum : u32 { kOwnScales13 = 1u << 4, kOwnScales2 = 1u << 5 };
 
 // Where codes and scales of a matrix of 4-bit weights of all experts lie, in tiles of K.
 struct Packed {
@@ -41,10 +43,10 @@ struct Packed {
   WS_DEVICE const u8* scales_of(u64 row) const { return scales + row / (2 * kPreparedTileRows) * tiles * kScaleBytes; }
 };
 
-// What products of each expert that was hit are multiplied by. Threads must meet afterwards.
-WS_DEVICE void find_factors(const Choices& c, const float* global_scale, u32 flags, float* factors) {
+// What products of each expert that was hit are multiplied by, for both matrices. Threads must meet afterwards.
+WS_DEVICE void find_factors(const Choices& c, const float* global_scale, bool own, float* factors) {
   if (threadIdx.x >= c.hits) return;
-  const float scale = global_scale ? global_scale[flags & kOwnGlobalScales ? c.hit[threadIdx.x] & 0xFFFFu : 0] : 1.0f;
+  const float scale = global_scale ? global_scale[own ? c.hit[threadIdx.x] & 0xFFFFu : 0] : 1.0f;
   factors[threadIdx.x] = scale > 0.0f && is_finite(scale) ? kTooSmall / scale : float_of(kQuietNan);
 }
 
@@ -65,29 +67,5 @@ WS_DEVICE void multiply_tile(float (&sums)[4], const u32 (&words)[4], const u32 
     mma_bf16(sums, left, {right[2 * k], right[2 * k + 1]});
   }
 }
-
-// A warp's sums of 16 · kTiles rows: [token][row], with 4 floats more from token to token: other banks.
-template <u32 kTiles>
-struct WarpSums {
-  static constexpr u32 kStride = 16 * kTiles + 4, kFloats = kTokens * kStride;
-
-  WS_DEVICE static void put(float* to, const float (&sums)[kTiles][4]) {
-    const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    if (2 * t >= kTokens) return;
-#pragma unroll
-    for (u32 i = 0; i < kTiles; ++i) {
-#pragma unroll
-      for (u32 e = 0; e < 4; ++e) to[(2 * t + e % 2) * kStride + 16 * i + g + e / 2 * 8] = sums[i][e];
-    }
-  }
-
-  // Of all warps, in their order.
-  WS_DEVICE static float total(const float* sums, u32 row, u32 token) {
-    float result = 0.0f;
-#pragma unroll
-    for (u32 w = 0; w < kWarps; ++w) result += sums[w * kFloats + token * kStride + row];
-    return result;
-  }
-};
 
 }  // namespace ws
