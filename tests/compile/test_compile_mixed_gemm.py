@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GEMM of 4-bit weights on 9.0 compiles to MMAs that the compiler does not make wait, and to no spills."""
+"""The GEMM of bf16 by quantized weights on 9.0 compiles to MMAs that need not wait for each other, and to no spills."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile variants of the SM12x GEMM for the CPU emulator: build.py FOLDER [TEXT that names must hold [hw | sw]]."""
+"""Compile variants of the SM12x GEMMs for the CPU emulator: build.py FOLDER [TEXT that names must hold [hw | sw]].
+
+Names of gated products (`sm12x_gated_gemm`) begin with ``gated_``; they have no form with the software MMA.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ import warpsmith
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "gpu"))
 from sm12x.kernels import GEMM  # noqa: E402 - the tests' table of variants
+
+from warpsmith.catalog.fp4_gemm_gated import KERNELS as GATED  # noqa: E402
 
 KERNELS = Path(warpsmith.__file__).parent / "kernels"
 
@@ -35,13 +40,16 @@ def main() -> None:
         write_tma(Path(scratch))
         folders = (Path(scratch), HERE / mma, HERE / "include", HERE, KERNELS)
         options = ["-std=c++17", "-O2", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-march=native"]
-        for variant in GEMM.variants:
-            if text in variant.name:
-                macros = [f"-D{name}={value}" for name, value in variant.macros]
+        named = [(v.name, v.macros) for v in GEMM.variants]
+        gated = (("EMU_GATED", "1"),)
+        named += [(f"gated_{v.name}", (*v.macros, *gated)) for v in GATED[0].variants if mma == "hw"]
+        for name, defined in named:
+            if text in name:
+                macros = [f"-D{macro}={value}" for macro, value in defined]
                 includes = [f"-I{folder}" for folder in folders]
-                target = ["-o", str(out / f"{variant.name}.so")]
+                target = ["-o", str(out / f"{name}.so")]
                 subprocess.run(["g++", *options, *macros, *includes, str(HERE / "one.cpp"), *target], check=True)
-                print(variant.name, flush=True)
+                print(name, flush=True)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,15 @@ template <class T> static T& arg(int i) { return *static_cast<T*>(emu_params[i])
 static ws::TensorMap map(int i) { ws::TensorMap m; memcpy(&m, emu_params[i], 128); return m; }
 static void call() {
   using L = long long; using U = unsigned; using CV = const void*; using CF = const float*;
-  ws_sm12x_blockscaled_gemm(map(0), map(1), arg<CV>(2), arg<CV>(3), arg<void*>(4), arg<CV>(5), arg<CF>(6), arg<CF>(7), arg<CF>(8), arg<CV>(9), arg<float*>(10),
-    arg<U*>(11), arg<L>(12), arg<L>(13), arg<L>(14), arg<L>(15), arg<L>(16), arg<U>(17), arg<U>(18), arg<U>(19), arg<U>(20), arg<U>(21), arg<float>(22), arg<U>(23));
+#if EMU_GATED
+#define EMU_KERNEL ws_sm12x_gated_gemm
+#define EMU_MORE , arg<void*>(24), arg<CF>(25), arg<U>(26), arg<float>(27), arg<float>(28)
+#else
+#define EMU_KERNEL ws_sm12x_blockscaled_gemm
+#define EMU_MORE
+#endif
+  EMU_KERNEL(map(0), map(1), arg<CV>(2), arg<CV>(3), arg<void*>(4), arg<CV>(5), arg<CF>(6), arg<CF>(7), arg<CF>(8), arg<CV>(9), arg<float*>(10),
+    arg<U*>(11), arg<L>(12), arg<L>(13), arg<L>(14), arg<L>(15), arg<L>(16), arg<U>(17), arg<U>(18), arg<U>(19), arg<U>(20), arg<U>(21), arg<float>(22), arg<U>(23) EMU_MORE);
 }
 extern "C" const char* emu_run(unsigned grid, void** params, const uint64_t* ranges, int n, unsigned seed) {
   emu_params = params; emu::body = call; emu::gdim = {grid, 1, 1}; emu::threads = ws::kThreads; emu::message[0] = 0; emu::ranges.clear();

@@ -29,6 +29,10 @@ inline unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return
 inline float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __expf(float a) { return expf(a); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 namespace emu {
@@ -70,5 +74,7 @@ inline void __threadfence() {}
 template <class T> inline T __shfl_sync(unsigned, T v, int lane) { uint32_t w; memcpy(&w, &v, 4); w = emu::exchange(&w, 1)[lane & 31][0]; memcpy(&v, &w, 4); return v; }
 template <class T> inline T __shfl_up_sync(unsigned, T v, int d) { uint32_t w; memcpy(&w, &v, 4); int l = emu::tid.x % 32; w = emu::exchange(&w, 1)[l >= d ? l - d : l][0]; memcpy(&v, &w, 4); return v; }
 inline unsigned __ballot_sync(unsigned, bool p) { uint32_t w = p; auto t = emu::exchange(&w, 1); unsigned r = 0; for (int i = 0; i < 32; ++i) r |= t[i][0] << i; return r; }
+template <class T> inline T __shfl_xor_sync(unsigned, T v, int d) { return __shfl_sync(0, v, emu::tid.x % 32 ^ d); }
+inline bool __any_sync(unsigned, bool p) { return __ballot_sync(0, p) != 0; }
 inline unsigned atomicAdd(unsigned* p, unsigned v) { unsigned o = *p; *p += v; return o; }
 template <class T> inline T __ldcg(const T* p) { return *p; }

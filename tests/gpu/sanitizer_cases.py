@@ -16,13 +16,15 @@ from dataclasses import replace
 from warpsmith.arch import default_target
 from warpsmith.catalog import CATALOG
 from warpsmith.catalog.formats import FORMATS
+from warpsmith.catalog.fp4_gemm import PAIRS as BLOCK_SCALED
 from warpsmith.catalog.gemm import FEW_ROWS, PAIRS
 from warpsmith.catalog.gemm_mixed import PAIRS as MIXED
 from warpsmith.catalog.gemm_stream import PAIRS as STREAMED
 from warpsmith.catalog.plan import plan
 from warpsmith.catalog.spec import operands
 from warpsmith.evidence.cases import DTYPES, Case
-from warpsmith.evidence.gemm import GemmCase, gemm_cases, mixed_cases, packed_cases, stream_cases
+from warpsmith.evidence.gated import GatedCase, gated_cases
+from warpsmith.evidence.gemm import GemmCase, emulated_cases, gemm_cases, mixed_cases, packed_cases, stream_cases
 from warpsmith.evidence.moe_cases import MoeCase, SortCase, all_moe_cases
 from warpsmith.evidence.verify import verify
 from warpsmith.runtime.device import device_facts
@@ -43,7 +45,18 @@ def gemm() -> list[GemmCase]:
     found += [c for a, b in MIXED for c in mixed_cases(a, b)]
     found += [c for format in FEW_ROWS for c in packed_cases(*operands(format))]
     found = [c for c in found if c.kind in ("normal", "not_finite")]
-    return [c for c in found if (sum(c.rows) or c.batches * c.m) * c.n * c.k <= MOST_GEMM]
+    return [c for c in found if _size(c) <= MOST_GEMM]
+
+
+def fp4_gemm() -> list[GemmCase | GatedCase]:
+    """The same of block-scaled products, and of those that are activated: blocks in one warp and in two."""
+    products = [c for a, b in BLOCK_SCALED for c in emulated_cases(a, b) if c.kind in ("normal", "not_finite")]
+    found: list[GemmCase | GatedCase] = [c for c in products if _size(c) <= MOST_GEMM]
+    return [*found, *(c for c in gated_cases() if _size(c.product) <= 4 * MOST_GEMM)]
+
+
+def _size(case: GemmCase) -> int:
+    return (sum(case.rows) or case.batches * case.m) * case.n * case.k
 
 
 def fused_moe() -> list[MoeCase]:
@@ -104,12 +117,14 @@ def _grouped(case: Case) -> Case:
 def main(arguments: list[str] | None = None) -> int:
     """Run the cases; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--module", choices=("fp4_quantization", "gemm", "fused_moe"), default="fp4_quantization")
+    parser.add_argument(
+        "--module", choices=("fp4_quantization", "gemm", "fp4_gemm", "fused_moe"), default="fp4_quantization"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=int, default=0)
     given = parser.parse_args(arguments)
-    of_module = {"fp4_quantization": cases, "gemm": gemm, "fused_moe": fused_moe}
-    wanted: list[Case | GemmCase | MoeCase] = [*of_module[given.module]()]
+    of_module = {"fp4_quantization": cases, "gemm": gemm, "fp4_gemm": fp4_gemm, "fused_moe": fused_moe}
+    wanted: list[Case | GemmCase | GatedCase | MoeCase] = [*of_module[given.module]()]
     settings = Settings.from_environment()
     outcomes = verify(CATALOG, settings, given.device, default_driver(), seed=given.seed, cases=wanted)
     problems = [f"{outcome.cubin}: {mismatch}" for outcome in outcomes for mismatch in outcome.mismatches]

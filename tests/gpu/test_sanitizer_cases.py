@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 from warpsmith.catalog import CATALOG
+from warpsmith.catalog.fp4_gemm import PAIRS as BLOCK_SCALED
+from warpsmith.catalog.fp4_gemm_gated import PAIRS as GATED
 from warpsmith.catalog.fp4_quantization import KERNELS
 from warpsmith.catalog.gemm import MODES, PAIRS
+from warpsmith.evidence.gated import GatedCase
+from warpsmith.evidence.gemm import GemmCase
 from warpsmith.ops.moe_args import CHUNK
 
-from .sanitizer_cases import cases, fused_moe, gemm
+from .sanitizer_cases import cases, fp4_gemm, fused_moe, gemm
 
 
 def test_each_kernel_is_reached() -> None:
@@ -44,6 +48,14 @@ def test_products_are_of_each_pair_and_mode_with_splits_and_bias() -> None:
         assert {c.mode for c in some} == set(MODES)
         assert any(c.splits > 1 for c in some)
         assert any(c.bias for c in some)
+
+
+def test_block_scaled_products_are_of_each_pair_with_and_without_activations() -> None:
+    found = fp4_gemm()
+    assert {(c.a, c.b) for c in found if isinstance(c, GemmCase)} == set(BLOCK_SCALED)
+    gated = {(c.product.a, c.product.b, c.activation) for c in found if isinstance(c, GatedCase)}
+    assert {(a, b) for a, b, _ in gated} == set(GATED)
+    assert len(found) < 100
 
 
 def test_every_kernel_of_a_moe_layer_is_reached_with_several_chunks() -> None:

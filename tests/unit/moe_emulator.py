@@ -15,8 +15,11 @@ from warpsmith import reference
 from warpsmith.catalog import CATALOG, moe_decode, moe_packed
 from warpsmith.catalog import fused_moe as module
 from warpsmith.catalog.formats import FORMATS
+from warpsmith.catalog.spec import operands
 from warpsmith.ops import moe_args
 from warpsmith.ops import quantization_args as quantizing
+from warpsmith.ops.gated_order import parted
+from warpsmith.ops.gemm_map_args import GLOBAL_D_PER_BATCH
 from warpsmith.ops.prepared_order import restored
 from warpsmith.ops.qtensor import QTensor
 from warpsmith.reference import moe
@@ -158,6 +161,7 @@ def _moe_quantize(variant: str, grid: tuple[int, int, int], p: Any) -> None:
         if name:
             width = k * (1 if name in module.UNGATED else 2)
             h = np.stack([memory(p.x + row * p.x_row, width, kind) for row in rows]).astype(np.float64)
+            h = np.ascontiguousarray(parted(h.T).T) if p.flags & moe_args.MIXED_COLUMNS else h
             x = moe.activate(h, name, alpha=p.alpha, limit=p.limit).astype(np.float32)
         else:
             pairs = [rows_of[row] for row in rows]
@@ -166,12 +170,42 @@ def _moe_quantize(variant: str, grid: tuple[int, int, int], p: Any) -> None:
             if p.weights:
                 factors = [memory(p.weights + 4 * pair, 1, np.float32) for pair in pairs]
                 x = (x.astype(np.float32) * np.stack(factors)).astype(kind)
-        codes, scales = reference.quantize(x, format, global_scale=scale)
-        memory(p.codes + rows.start * codes.shape[1], codes.size)[:] = codes.reshape(-1)
-        padded = np.zeros((len(rows), p.pitch), np.uint8)
-        padded[:, : scales.shape[1]] = scales.view(np.uint8)
-        at = index_128x4(start + np.arange(len(rows))[:, None], np.arange(p.pitch), p.pitch)
-        memory(p.scales, int(at.max()) + 1)[at] = padded
+        _write_blocks(x, format, scale, p.codes + rows.start * FORMATS[format].data_columns(k), p.scales, start)
+
+
+def _write_blocks(x: np.ndarray, format: str, scale: Any, codes_at: int, scales_at: int, start: int) -> None:
+    """Quantize a group's rows, whose scales begin at row `start` of the grouped layout 128x4."""
+    codes, scales = reference.quantize(x, format, global_scale=scale)
+    memory(codes_at, codes.size)[:] = codes.view(np.uint8).reshape(-1)
+    pitch = -(-scales.shape[1] // 4) * 4
+    padded = np.zeros((len(x), pitch), np.uint8)
+    padded[:, : scales.shape[1]] = scales.view(np.uint8)
+    at = index_128x4(start + np.arange(len(x))[:, None], np.arange(pitch), pitch)
+    memory(scales_at, int(at.max()) + 1)[at] = padded
+
+
+def _gated(variant: str, grid: tuple[int, int, int], p: Any) -> None:
+    """What `sm12x_gated_gemm` does: the product into memory of its own, then its activation and blocks."""
+    format = operands(variant)[0]
+    kind = gemm_emulator.TYPES[p.flags >> 2 & 3]
+    assert p.n % 64 == 0
+    assert p.flags & 3 == 1
+    sums = np.zeros((p.m, p.n), kind)
+    product = {**vars(p), "d": sums.ctypes.data, "d_row": sums.strides[0]}
+    gemm_emulator.launch_maps(variant, grid, tuple(product[name] for name in gemm_emulator.MAP_NAMES))
+    ends = memory(p.index, p.batches + 1, np.int32)
+    for g in range(p.batches):
+        first, end = int(ends[g]), int(ends[g + 1])
+        if first == end:
+            continue
+        h = np.ascontiguousarray(parted(sums[first:end].astype(np.float64).T).T)
+        x = moe.activate(h, ACTIVATIONS[p.activation], alpha=p.activation_alpha, limit=p.limit).astype(np.float32)
+        scale = None
+        if p.d_global_scale:
+            several = p.flags & GLOBAL_D_PER_BATCH
+            scale = memory(p.d_global_scale, p.batches if several else 1, np.float32)[g if several else 0]
+        assert p.d_row == FORMATS[format].data_columns(p.n // 2)
+        _write_blocks(x, format, scale, p.d + first * p.d_row, p.d_scales, (first + 127 * g) // 128 * 128)
 
 
 def _silu_and_mul_quantize(variant: str, grid: tuple[int, int, int], p: Any) -> None:
@@ -281,6 +315,8 @@ def _packed_down(variant: str, grid: tuple[int, int, int], p: Any) -> None:
 KERNELS = {
     "moe_packed_up": _packed_up,
     "moe_packed_down": _packed_down,
+    "sm12x_gated_gemm": _gated,
+    "sm12x_gated_gemm_emulated": _gated,
     "moe_route": _route,
     "moe_count": _count,
     "moe_permute": _permute,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bf16 by 4-bit weights on 9.0: which sizes go where, how they are launched, and the operand in registers."""
+"""bf16 by quantized weights on 9.0: which sizes go where, how they are launched, and the operand in registers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,21 @@ def chosen(on: str = "9.0", **problem: str | int) -> CubinId:
     return choice
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("layout", ["linear", "tiled"])
+FOUR_BITS = FORMATS[:2]
+LAYOUTS = [(f, layout) for f in FORMATS for layout in ("linear", "tiled") if (f, layout) != (FORMATS[3], "linear")]
+
+
+@pytest.mark.parametrize(("format", "layout"), LAYOUTS)
 @pytest.mark.parametrize("mode", ["dense", "grouped", "masked"])
 def test_more_than_eight_rows_are_its_own(format: str, layout: str, mode: str) -> None:
     for m in (9, 16, 17, 64, 65, 300, 5000):
         for n in (8, 2880, 65536):
             assert chosen(format=format, layout=layout, mode=mode, m=m, n=n).kernel == KERNEL.name
-    assert chosen(format=format, layout=layout, mode=mode, m=8).kernel == "sm90_stream_gemm"
+    few = {FORMATS[2]: 8, FORMATS[3]: 4}.get(format, 8)
+    streams = format in FOUR_BITS or mode == "dense"
+    assert chosen(format=format, layout=layout, mode=mode, m=few).kernel == (
+        "sm90_stream_gemm" if streams else KERNEL.name
+    )
     assert chosen(format=format, layout=layout, mode=mode, m=8, k=32768).kernel == KERNEL.name
     assert chosen("8.0", format=format, layout=layout, mode=mode, m=64).kernel == "sm80_gemm"
 
@@ -61,15 +68,16 @@ def test_the_portable_kernel_is_not_built_for_what_it_does_not_serve() -> None:
 
 
 @pytest.mark.parametrize("name", list(TILES))
-def test_a_launch_reads_boxes_of_what_a_stage_has(name: str) -> None:
-    shape, tile = TILES[name], tile_of(KERNEL, f"bf16_x_mxfp4_{name}")
+@pytest.mark.parametrize(("weights", "bits"), [("mxfp4", 4), ("mxfp8", 8), ("fp8_block_128x128", 8)])
+def test_a_launch_reads_boxes_of_what_a_stage_has(weights: str, bits: int, name: str) -> None:
+    shape, tile = TILES[name], tile_of(KERNEL, f"bf16_x_{weights}_{name}")
     assert tile == (shape.m, shape.n, shape.k, 1, shape.blocks, 1, True, False, False)
-    size = Size("dense", 100, 512, 2880, 2)
-    a, d = Operand("bf16", 5760, 100 * 5760), Output("bf16", 1024, 102400)
+    size, row = Size("dense", 100, 512, 2944, 2), 2944 * bits // 8
+    a, d = Operand("bf16", 5888, 100 * 5888), Output("bf16", 1024, 102400)
     for layout, flag in (("linear", 0), ("128x4", args.TILED_SCALES_B)):
-        launch = map_launch(tile, size, a, Operand("mxfp4", 1440, 512 * 1440, layout, 512 * 90), d, sm_count=132)
-        assert launch.a == MapSpec(5760, 100, 2, 5760, 100 * 5760, 128, shape.m)
-        assert launch.b == MapSpec(1440, 512, 2, 1440, 512 * 1440, shape.k // 2, shape.n)
+        launch = map_launch(tile, size, a, Operand(weights, row, 512 * row, layout, 512 * 92), d, sm_count=132)
+        assert launch.a == MapSpec(5888, 100, 2, 5888, 100 * 5888, 128, shape.m)
+        assert launch.b == MapSpec(row, 512, 2, row, 512 * row, shape.k * bits // 8, shape.n)
         assert dict(zip(TAIL, launch.tail, strict=False))["flags"] == flag
 
 
@@ -82,6 +90,21 @@ def test_splits_are_for_dense_problems_of_few_tiles() -> None:
         assert whole == 0
         tiles = -(-m // tile.m) * -(-4096 // tile.n)
         assert splits * tiles <= max(132 * tile.blocks, tiles)
+
+
+def splits_of(format: str, m: int, n: int, k: int) -> int:
+    fields = {"format": format, "mode": "dense", "layout": "tiled", "path": "default"}
+    cubin = chosen(format=format, m=m, n=n, k=k)
+    return choose_map_splits(CATALOG, cubin, fields, Size("dense", m, n, k), 132)[0]
+
+
+def test_bytes_have_rules_of_their_own() -> None:
+    nibbles, mxfp8, squares = FORMATS[1:]
+    assert [splits_of(f, 16, 4096, 7168) for f in (nibbles, mxfp8, squares)] == [2, 4, 4]
+    assert [splits_of(f, 12, 4096, 4096) for f in (mxfp8, squares)] == [4, 2]
+    tiles = [chosen(format=f, m=400, n=4096).variant.rpartition("_")[2] for f in (nibbles, mxfp8, squares)]
+    assert tiles == ["m256", "m256", "m128"]
+    assert chosen(format=squares, m=400, n=8192).variant.endswith("m256")
 
 
 # ---- the arithmetic of sm90_mixed_fragments.cuh ---------------------------------------------------------------------
@@ -140,3 +163,52 @@ def test_every_code_by_every_scale_is_exact() -> None:
         assert by_scale(bf16(max(code << 7, 0x40))) == [value * 2.0 ** (code - 127) for value in VALUES], code
     assert np.isnan(by_scale(bf16(255 << 7))).all()
     assert not np.isfinite(by_scale(bf16(250 << 7))).any()  # beyond 2^122
+
+
+# ---- e4m3 ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lane_widens_its_bytes() -> None:
+    """Codes of both signs at every place, NaN's but as 480: bf16 of value · 2^-120, subnormals too."""
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        codes = rng.integers(0, 256, 16)
+        words = [sum(int(codes[4 * j + i]) << 8 * i for i in range(4)) for j in range(4)]
+        for t, j in ((t, j) for t in range(4) for j in range(2)):
+            pair = permute(words[2 * j], words[2 * j + 1], 0x9180 + t * 0x2222) << 4 & 0x87F087F0
+            for half in range(2):
+                code = int(codes[8 * j + 2 * t + half])
+                value = float(np.array([code], np.uint8).view(ml_dtypes.float8_e4m3fn)[0])
+                value = value if value == value else np.copysign(480.0, 127.5 - code)
+                found = bf16(pair >> 16 * half & 0xFFFF)
+                assert found == value * 2.0**-120
+                assert np.signbit(found) == (code > 127)
+
+
+def test_every_e4m3_code_by_a_power_of_two_is_exact() -> None:
+    codes = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    for scale in (2.0**e for e in range(-124, 120)):
+        assert (((codes * scale).astype(BF16)).astype(np.float64) == codes * scale).all()
+
+
+def square(scale: float) -> tuple[float, float]:
+    """What SquareScale::of makes of a scale: the factor without its 2^120, and the unit."""
+    bits = int(np.array([scale], np.float32).view(np.uint32)[0])
+    if scale == 0 or not np.isfinite(scale):
+        return (float("nan") if scale != scale else bf16(bits >> 16)), 1.0
+    power = max(-60, min((bits >> 23 & 255) - 127, 7))
+    assert (power + 127 + 120) < 255
+    return 2.0**power, float(np.float32(scale) * np.float32(2.0**-power))
+
+
+def test_a_square_scale_is_a_power_of_two_and_a_unit() -> None:
+    scales = [1.0, 0.0123, 3e-5, 255.9, 1e13, 3e38, 1e-18, 1e-30, 1e-38, 1e-45, -0.7]
+    for scale in (float(np.float32(s)) for s in scales):
+        factor, unit = square(scale)
+        assert factor * unit == scale
+        assert np.isfinite(np.float32(1) / np.float32(unit))
+        if 2.0**-60 <= scale < 256:
+            assert 1 <= unit < 2
+    assert square(0.0) == (0.0, 1.0)
+    assert square(float("inf")) == (float("inf"), 1.0)
+    assert np.isnan(square(float("nan"))[0])

@@ -36,7 +36,7 @@ def random(*shape: int, dtype: Any = None, seed: int = 0) -> Any:
 
 
 def experts(
-    activations: str, weights: str, number: int = 3, hidden: int = 128, inner: int = 96, **options: Any
+    activations: str | None, weights: str, number: int = 3, hidden: int = 128, inner: int = 96, **options: Any
 ) -> ws.Experts:
     """A layer with weights as they were quantized."""
     gates = 1 if options.get("activation") == "relu2" else 2
@@ -68,9 +68,9 @@ class Notes:
 
         def launch(grid: tuple[int, int, int], given: tuple[Any, ...], stream: int) -> None:
             assert stream == 7
-            self.kernels.append("product" if row.operation == "gemm" else row.name)
+            self.kernels.append("product" if row.operation == "gemm" else row.operation)
             self.products += [row.name] if row.operation == "gemm" else []
-            if row.takes_maps:
+            if row.takes_maps and row.operation == "gemm":
                 gemm_emulator.launch_maps(choice.variant, grid, given)
             else:
                 moe_emulator.launch(choice, grid, given)
@@ -80,12 +80,12 @@ class Notes:
 
 def device(monkeypatch: pytest.MonkeyPatch, capability: str) -> tuple[Any, Notes]:
     """`warpsmith.ops.cuda_moe` for CPU tensors, and what a device of that capability would launch."""
-    from warpsmith.ops import cuda_gemm, cuda_moe, cuda_moe_plan, cuda_moe_prepared
+    from warpsmith.ops import cuda_gated, cuda_gemm, cuda_moe, cuda_moe_plan, cuda_moe_prepared
     from warpsmith.runtime import tensor_map
 
     facts = DeviceFacts(Capability.parse(capability), 132)
     notes = Notes(facts)
-    for module in (cuda_gemm, cuda_moe_plan, cuda_moe_prepared):
+    for module in (cuda_gated, cuda_gemm, cuda_moe_plan, cuda_moe_prepared):
         monkeypatch.setattr(module, "runtime", lambda: notes)
     monkeypatch.setattr(tensor_map, "encode", gemm_emulator.encode)
     monkeypatch.setattr(cuda_gemm, "_facts", lambda _: facts)
@@ -279,3 +279,14 @@ def test_the_kernel_has_the_number_of_gathering() -> None:
 
     assert f"kGather = {fused_moe.GATHER} " in kernel_sources()["fused_moe/sm80_moe_quantize.cuh"]
     assert np.count_nonzero([k.name == "moe_quantize" for k in fused_moe.KERNELS]) == 1
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # products that nothing computes
+@pytest.mark.parametrize("weights", ["mxfp4", "mxfp8", "fp8_block_128x128"])
+def test_on_hopper_both_products_beside_bf16_run_on_wgmma(monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
+    layer = experts(None, weights, inner=128)
+    x, logits = random(40, 128), random(40, 3, seed=3)
+    cuda, notes = device(monkeypatch, "9.0")
+    monkeypatch.setattr(gemm_emulator, "launch_maps", lambda *_: None)
+    run(cuda, x, logits, layer, TOP2)
+    assert notes.products == ["sm90_mixed_gemm"] * 2

@@ -109,6 +109,6 @@ def test_a_marker_that_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(FormatError, match=says):
             ws.QTensor(q.data, q.scales, "mxfp4", q.shape, scale_layout=q.scale_layout, packing=packing)
-    assert FORMATS["nvfp4"].packings == ("bf16",)
+    assert FORMATS["nvfp4"].packings == ("bf16", "gated")
     with pytest.raises(FormatError, match="out has packing 'mxfp8'; expected ''"):
         ws.quantize(X, "mxfp4", scale_layout="128x4", out=ws.prepare_weight(w, "mxfp8"))

@@ -53,10 +53,11 @@ def test_copies_have_the_same_bits_elsewhere(framework: str, format: str, layout
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_prepared_weights_stay_prepared(framework: str) -> None:
-    q = ws.prepare_weight(ws.quantize(give(random(32, 64), framework), "mxfp4"), "mxfp8")
-    for made in (copy.copy(q), *copies(q)):
-        same(q, made)
-        np.testing.assert_array_equal(take(ws.dequantize(q)), take(ws.dequantize(made)))
+    for gated in (False, True):
+        q = ws.prepare_weight(ws.quantize(give(random(64, 64), framework), "mxfp4"), "mxfp8", gated=gated)
+        for made in (copy.copy(q), *copies(q)):
+            same(q, made)
+            np.testing.assert_array_equal(take(ws.dequantize(q)), take(ws.dequantize(made)))
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -148,7 +148,7 @@ def test_an_estimate_of_other_tiles_than_there_are_is_named() -> None:
     first = NATIVE.formats[0]
     for tiles in (first.tiles[1:], (*first.tiles, first.tiles[0]._replace(tile="ghost"))):
         formats = (first._replace(tiles=tiles), *NATIVE.formats[1:])
-        wrong = (NATIVE._replace(formats=formats), ESTIMATES[1])
+        wrong = (NATIVE._replace(formats=formats), *(e for e in CATALOG.estimates if e is not NATIVE))
         found = check(dataclasses.replace(CATALOG, estimates=wrong), ())
         expected = "ghost" if len(tiles) > len(first.tiles) else "s8"
         assert [f.subject for f in found] == [f"{KERNELS[0].name}/{expected}"]

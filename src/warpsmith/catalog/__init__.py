@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from warpsmith.catalog import (
     fp4_gemm,
+    fp4_gemm_gated,
     fp4_quantization,
     fused_moe,
     gemm,
@@ -20,20 +21,21 @@ from warpsmith.catalog.spec import Catalog
 
 CATALOG = Catalog(
     operations=(
-        *(*fp4_quantization.OPERATIONS, *gemm.OPERATIONS, *fused_moe.OPERATIONS, *moe_decode.OPERATIONS),
-        *moe_packed.OPERATIONS,
+        *(*fp4_quantization.OPERATIONS, *gemm.OPERATIONS, *fp4_gemm_gated.OPERATIONS),
+        *(*fused_moe.OPERATIONS, *moe_decode.OPERATIONS, *moe_packed.OPERATIONS),
     ),
     kernels=(
-        *(*fp4_quantization.KERNELS, *fp4_gemm.KERNELS, gemm_sm90.KERNEL, *gemm_stream.KERNELS, gemm_mixed.KERNEL),
+        *(*fp4_quantization.KERNELS, *fp4_gemm.KERNELS, *fp4_gemm_gated.KERNELS),
+        *(gemm_sm90.KERNEL, *gemm_stream.KERNELS, gemm_mixed.KERNEL),
         *(*gemm_packed.KERNELS, *gemm.KERNELS, *fused_moe.KERNELS, *moe_decode.KERNELS),
         *moe_packed.KERNELS,
     ),
     promises=PROMISES,
     tuning=(
-        *(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *gemm_sm90.TUNING, *gemm_mixed.TUNING, *gemm_packed.TUNING),
-        *(*gemm.TUNING, *moe_decode.TUNING, *moe_packed.TUNING),
+        *(*fp4_quantization.TUNING, *fp4_gemm.TUNING, *fp4_gemm_gated.TUNING, *gemm_sm90.TUNING, *gemm_mixed.TUNING),
+        *(*gemm_packed.TUNING, *gemm.TUNING, *moe_decode.TUNING, *moe_packed.TUNING),
     ),
-    estimates=fp4_gemm.ESTIMATES,
+    estimates=(*fp4_gemm.ESTIMATES, *fp4_gemm_gated.ESTIMATES),
     splits=(*gemm_sm90.SPLITS, *gemm_mixed.SPLITS),
 )
 """The one catalog."""

@@ -16,6 +16,29 @@ STREAMED = "bf16"
 STREAMED_MULTIPLES = (32, 64)
 """What N and K of such weights must be divisible by."""
 
+GATED = "gated"
+"""What the packing of a gated w13 ends in: its rows are 16 of the gate and 16 of up in turn."""
+GATED_ROWS, GATED_MULTIPLE = 16, 64
+"""Rows of the gate, then of up, that follow each other; and what the rows of such weights must be divisible by."""
+
+
+def gated(packing: str) -> str:
+    """The packing of gated weights whose elements have a packing."""
+    return f"{packing}_{GATED}" if packing else GATED
+
+
+def packing_of_elements(packing: str) -> str:
+    """The packing of the elements of weights, gated or not."""
+    return packing.removesuffix(GATED).removesuffix("_")
+
+
+def is_gated(packing: str) -> bool:
+    """Whether weights of a packing have their rows in the gated order."""
+    return packing.endswith(GATED)
+
+
+_MXFP4_PACKINGS = ("mxfp8", STREAMED, GATED, gated("mxfp8"))
+
 
 class Format(NamedTuple):
     """A quantized format.
@@ -35,7 +58,8 @@ class Format(NamedTuple):
     roundings
         How a block's scale may be rounded; empty if there is no choice.
     packings
-        The formats of activations that weights can be packed for, if that changes the order of their elements.
+        The formats of activations that weights can be packed for, if that changes the order of their elements; and
+        those in which rows of gate and up are mixed.
     whole
         ``row`` or ``tensor`` (each matrix of a batch) where that, and no block, has one scale.
     """
@@ -78,9 +102,9 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
-        Format("nvfp4", 4, (1, 16), "ue4m3", (LINEAR, TILED), has_global_scale=True, packings=("bf16",)),
-        Format("mxfp4", 4, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor"), packings=("mxfp8", "bf16")),
-        Format("mxfp8", 8, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor")),
+        Format("nvfp4", 4, (1, 16), "ue4m3", (LINEAR, TILED), has_global_scale=True, packings=("bf16", GATED)),
+        Format("mxfp4", 4, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor"), packings=_MXFP4_PACKINGS),
+        Format("mxfp8", 8, (1, 32), "ue8m0", (LINEAR, TILED), roundings=("ceil", "floor"), packings=(GATED,)),
         Format("fp8_block", 8, (1, 128), "fp32", (LINEAR, M_MAJOR)),
         Format("fp8_block_128x128", 8, (128, 128), "fp32", (LINEAR,)),
         Format("fp8_tensor", 8, (1, 16), "fp32", (LINEAR,), whole="tensor"),

@@ -8,6 +8,7 @@ software. There it is what a problem gets that asks for the path ``emulated``, a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from warpsmith.arch import Capability
@@ -174,13 +175,14 @@ KERNELS = (
 )
 
 
-_NATIVE_RATES = (4096.0, 4096.0, 2048.0, 2048.0, 2048.0)
-_EMULATED_RATES = (930.0, 460.0, 590.0, 540.0, 1070.0)
+NATIVE_RATES = (4096.0, 4096.0, 2048.0, 2048.0, 2048.0)
+EMULATED_RATES = (930.0, 460.0, 590.0, 540.0, 1070.0)
 """Of `PAIRS`, in operations a clock of one multiprocessor: on 12.x one MMA in 16 clocks of a partition, as published
 peaks have it; emulated, what 4096 × 4096 × 4096 took on an H200, at 1.755 GHz."""
 
 
-def _costs(rates: tuple[float, ...]) -> tuple[FormatCost, ...]:
+def costs(rates: tuple[float, ...], tiles: Collection[str] = tuple(SHAPES)) -> tuple[FormatCost, ...]:
+    """What `PAIRS` cost by some tiles, at a rate for each."""
     return tuple(
         FormatCost(
             pair(a, b),
@@ -190,7 +192,7 @@ def _costs(rates: tuple[float, ...]) -> tuple[FormatCost, ...]:
             tuple(
                 TileShape(tile, shape.m, TILE_N, max(_stage(a, b, shape), _SPLIT_STEP), shape.loads)
                 for tile, shape in SHAPES.items()
-                if tile != "t256" or pair(a, b) in _ALL_BUT_BLOCK
+                if tile in tiles and (tile != "t256" or pair(a, b) in _ALL_BUT_BLOCK)
             ),
         )
         for (a, b), rate in zip(PAIRS, rates, strict=True)
@@ -211,8 +213,8 @@ TUNING = (
 
 _SPLIT_STEP = 128  # splits have whole steps of K of at least this
 ESTIMATES = (
-    Estimate(KERNELS[0].name, _costs(_NATIVE_RATES), start=1000, split=1500, l2=32, memory=4),
-    Estimate(KERNELS[1].name, _costs(_EMULATED_RATES), start=2000, split=3000, l2=32, memory=16),
+    Estimate(KERNELS[0].name, costs(NATIVE_RATES), start=1000, split=1500, l2=32, memory=4),
+    Estimate(KERNELS[1].name, costs(EMULATED_RATES), start=2000, split=3000, l2=32, memory=16),
 )
 """Memory moves about 4 bytes a clock for each multiprocessor of 12.x (1.8 TB/s for 170 to 188 of them; 2.4 on GB10), 16
 on an H200. What a start and a split cost is assumed, as is what comes from the L2.

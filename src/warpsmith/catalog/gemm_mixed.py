@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bf16 by 4-bit weights on Hopper's `wgmma`: the program of `sm90_gemm`, codes its operand in registers. Data only.
+"""bf16 by quantized weights on Hopper's `wgmma`: the program of `sm90_gemm`, codes its operand in registers. Data only.
 
 ``docs/kernels/sm90_mixed_gemm.md`` has the contract, and the timings that tiles and splits were chosen by.
 """
@@ -15,7 +15,7 @@ from warpsmith.catalog.spec import Instructions, Kernel, Problem, Variant, pair
 from warpsmith.tuning import Bound, Rule
 from warpsmith.tuning.splits import SplitRule
 
-PAIRS = (("bf16", "nvfp4"), ("bf16", "mxfp4"))
+PAIRS = (("bf16", "nvfp4"), ("bf16", "mxfp4"), ("bf16", "mxfp8"), ("bf16", "fp8_block_128x128"))
 """(A, B)."""
 
 
@@ -55,7 +55,9 @@ TILES = {
 """By name, which says the rows of A; `w`: wide, for groups."""
 
 _WITNESS_ROWS = {"m16": 16, "m32": 32, "m64": 64, "m64w": 32, "m128": 128, "m256": 4096}
-_MMA = (r"HGMMA\.64x\d+x16\.F32\.BF16", r"HMUL2\.BF16", "WARPGROUP\\.DEPBAR", "UTMALDG\\.3D", "LDGSTS", "UBLKCP")
+_MMA = (r"HGMMA\.64x\d+x16\.F32\.BF16", r"HMUL2\.BF16", "WARPGROUP\\.DEPBAR", "UTMALDG\\.3D")
+_SCALES = {"fp8_block_128x128": ("MUFU\\.RCP",)}
+"""What shows how block scales come: a row's by copies of words, or of tiles."""
 
 
 def _witness(format: str, name: str) -> Problem:
@@ -86,7 +88,7 @@ def _variant(a: str, b: str, name: str) -> Variant:
         serves=(("format", (format,)), ("layout", (gemm.TILED_LAYOUT, gemm.LINEAR_LAYOUT))),
         witnesses=(_witness(format, name),),
         tile=name,
-        instructions=(Instructions(_MMA, CAPABILITIES, "a"),),
+        instructions=(Instructions((*_MMA, *_SCALES.get(b, ("LDGSTS", "UBLKCP"))), CAPABILITIES, "a"),),
     )
 
 
@@ -106,12 +108,16 @@ KERNEL = Kernel(
 _GROUPED = (("mode", ("grouped",)),)
 _FEW = Bound(("n", "batches"), maximum=64, per_sm=True)
 """Half of the multiprocessors have 128 columns, or fewer have."""
+_FOUR_ROWS = Bound(("n", "batches"), maximum=32, per_sm=True)
+"""Four rows of tiles of 128 × 128 are one wave."""
+_MXFP8, _SQUARES = ((pair(*operands),) for operands in PAIRS[2:])
 _TINY = Bound(("n", "batches"), maximum=16, per_sm=True)
 
 
-def _rule(tile: str, m: int = 0, *bounds: Bound, grouped: bool = False) -> Rule:
+def _rule(tile: str, m: int = 0, *bounds: Bound, grouped: bool = False, formats: tuple[str, ...] = ()) -> Rule:
     most = (Bound(("m",), maximum=m),) if m else ()
-    return Rule(KERNEL.name, tile, fields=_GROUPED if grouped else (), bounds=(*most, *bounds))
+    fields = (*(_GROUPED if grouped else ()), *((("format", formats),) if formats else ()))
+    return Rule(KERNEL.name, tile, fields=fields, bounds=(*most, *bounds))
 
 
 TUNING = (
@@ -126,10 +132,13 @@ TUNING = (
     _rule("m32", 128, _TINY),
     _rule("m128", 128),
     _rule("m128", 256, _FEW),
+    _rule("m128", 512, _FOUR_ROWS, formats=_SQUARES),
     _rule("m256"),
 )
 """Of groups, with m rows on average, many have more."""
 SPLITS = (
+    SplitRule(KERNEL.name, "m16", most=4, units_per_sm=2, part_k=1024, formats=_MXFP8),
+    SplitRule(KERNEL.name, "m16", most=4, units_per_sm=2, part_k=1440, formats=_SQUARES),
     SplitRule(KERNEL.name, "m16", most=2, units_per_sm=2, part_k=1440),
     SplitRule(KERNEL.name, "m32", most=4, units_per_sm=2, part_k=1440),
     SplitRule(KERNEL.name, "m64", most=2, units_per_sm=1, part_k=1440),

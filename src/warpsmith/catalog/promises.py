@@ -51,6 +51,7 @@ _WHOLE = ("fp8_row", "fp8_tensor")
 _WHOLE_PAIRS = tuple(f"{a}_x_{b}" for a in _WHOLE for b in _WHOLE)
 _WGMMA = ("bf16_x_bf16", "fp16_x_fp16", *_FP8, *_WHOLE_PAIRS)
 _LINEAR, _PREPARED, _EMULATED = (("layout", "linear"),), (("layout", "prepared"),), (("path", "emulated"),)
+_GATED = ("nvfp4_x_nvfp4", "mxfp4_x_mxfp4", "mxfp8_x_mxfp8", "mxfp8_x_mxfp4")
 _GEMM = (
     *("bf16_x_bf16", "bf16_x_nvfp4", "bf16_x_mxfp4", "bf16_x_mxfp8", "bf16_x_fp8_block_128x128"),
     *("fp16_x_fp16", "fp16_x_nvfp4", "fp16_x_mxfp4", "fp16_x_mxfp8", "fp16_x_fp8_block_128x128"),
@@ -62,7 +63,7 @@ _STREAMED = (
     *("fp16_x_nvfp4", "fp16_x_fp8_block_128x128"),
 )
 _PACKED = ("bf16_x_nvfp4", "bf16_x_mxfp4")
-_MIXED = ("bf16_x_nvfp4", "bf16_x_mxfp4")
+_MIXED = (*_PACKED, "bf16_x_mxfp8", "bf16_x_fp8_block_128x128")
 _STREAMS = ("sm90_stream_gemm", "sm90_stream_pair_gemm")
 _GEMM_FORMATS = (*_PLAIN, "nvfp4", "mxfp4", "mxfp8", "fp8_block", "fp8_block_128x128", *_WHOLE)
 
@@ -71,6 +72,11 @@ _NOT_PREPARED = (
     "weights prepared for mxfp8 are read on 9.0, 12.0 and 12.1 alone: pass the weights as they were quantized"
 )
 _NOT_PACKED = "weights prepared for few rows are read on 9.0 alone: pass the weights as they were quantized"
+
+
+_NOT_GATED = (
+    "the epilogue that activates and quantizes is of 12.0 and 12.1: elsewhere the product, then moe_quantize, do so"
+)
 
 
 _NO_DECODE = (
@@ -132,6 +138,11 @@ PROMISES = (
     *_rows("gemm", _PACKED, _SM90, "sm90_packed_pair_gemm", _PREPARED, others=("sm90_packed_gemm",)),
     *_rows("gemm", _PACKED, _except(_EVERYWHERE, _SM90), None, _PREPARED, _NOT_PACKED),
     *_unsupported_gemms(),
+    *_rows("gated_gemm", _GATED, _SM12X, "sm12x_gated_gemm"),
+    *_rows("gated_gemm", _GATED[:3], _SM90, "sm12x_gated_gemm_emulated", _EMULATED),
+    *_rows("gated_gemm", _GATED[:3], _SM90, None, reason=_NOT_GATED),
+    *_rows("gated_gemm", _GATED[3:], _SM90, "sm12x_gated_gemm_emulated"),
+    *_rows("gated_gemm", _GATED, _except(_EVERYWHERE, (*_SM90, *_SM12X)), None, reason=_NOT_GATED),
     *_rows("moe_route", (NO_FORMAT,), _EVERYWHERE, "moe_route"),
     *_rows("moe_count", (NO_FORMAT,), _EVERYWHERE, "moe_count"),
     *_rows("moe_permute", (NO_FORMAT,), _EVERYWHERE, "moe_permute"),

@@ -369,9 +369,9 @@ class Catalog:
                 return kernel
         raise CatalogError(f"the catalog has no kernel {name!r}")
 
-    def split_rule(self, kernel: str, tile: str) -> SplitRule | None:
-        """The rule for splits of K of a kernel's tile, if there is one."""
-        return next((r for r in self.splits if (r.kernel, r.tile) == (kernel, tile)), None)
+    def split_rule(self, kernel: str, tile: str, format: str) -> SplitRule | None:
+        """The first rule for splits of K of a kernel's tile for a format, if there is one."""
+        return next((r for r in self.splits if r.serves(kernel, tile, format)), None)
 
     def estimate(self, kernel: str) -> Estimate | None:
         """What is estimated of a kernel's costs, if anything is."""

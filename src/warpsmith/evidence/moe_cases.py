@@ -118,7 +118,7 @@ class QuantizeRowsCase:
     """Sorted rows to quantize: of as many tokens, gathered, or the activation of as many pairs' rows.
 
     Values are of a `distribution` of `cases.DISTRIBUTIONS`; `weighted` rows are multiplied first. nvfp4 has the global
-    scales of `scale`: one, one an expert, or none.
+    scales of `scale`: one, one an expert, or none. Gate and up may be `mixed` as a gated w13 has them.
     """
 
     format: str
@@ -132,6 +132,7 @@ class QuantizeRowsCase:
     weighted: bool = False
     scale: tuple[float, ...] = ()
     ids: str = "uniform"
+    mixed: bool = False
 
     operation = "moe_quantize"
 
@@ -210,6 +211,8 @@ def quantize_rows_cases() -> Iterator[QuantizeRowsCase]:
                 each = tuple(50.0 * (e + 1) for e in range(6)) if nvfp4 else ()
                 yield replace(some, activation=activation, scale=each)
                 yield replace(some, activation=activation, tokens=300, columns=768, ids="one")
+                if activation not in module.UNGATED:
+                    yield replace(some, activation=activation, mixed=True)
 
 
 def combine_cases() -> Iterator[CombineCase]:

@@ -21,6 +21,7 @@ from warpsmith.evidence.device import POISON, Array, Bench
 from warpsmith.evidence.moe_cases import QuantizeRowsCase
 from warpsmith.evidence.moe_memory import Memory, differs, norm_error, twice
 from warpsmith.ops import moe_args as arguments
+from warpsmith.ops.gated_order import parted
 from warpsmith.reference import moe
 from warpsmith.reference.layouts import unpack
 
@@ -42,7 +43,7 @@ def run_quantize_rows(
     layer = arguments.Layer(case.tokens, case.top_k, case.columns, case.columns, case.experts, gates, case.format, True)
     launch = arguments.quantize_launch(
         layer, case.columns, x_row=x.shape[1] * x.itemsize, activation=case.activation, alpha=_ALPHA, limit=_LIMIT,
-        scale_per_expert=len(case.scale) > 1, expert_offset=_OFFSET,
+        scale_per_expert=len(case.scale) > 1, expert_offset=_OFFSET, gated=case.mixed,
     )  # fmt: skip
     problem = Problem.of("moe_quantize", {"format": case.format, "type": case.dtype}, {"m": pairs, "k": case.columns})
     kernel = next(iter(bench.kernels(problem).values()))
@@ -60,9 +61,9 @@ def run_quantize_rows(
     if not case.activation:
         problems += _inexact(case, got, values, offsets, scale)
     else:
-        error = _difference(case, got, values, offsets, scale)
+        error = difference(case.format, got, values, offsets, scale)
         problems.append("" if error <= _ACTIVATED else f"error {error:.2e}")
-    problems.append(_written_besides(case, got, offsets))
+    problems.append(written_besides(got, offsets))
     memory.close()
     yield kernel.cubin, "; ".join(p for p in problems if p), error
 
@@ -85,7 +86,8 @@ def _values(case: QuantizeRowsCase, rows: Array, rng: np.random.Generator) -> tu
     if case.activation:
         x = (rng.standard_normal(x.shape) * 3).astype(kind)
         x[::7, 3] = np.nan
-        made = moe.activate(x[: len(rows)].astype(np.float64), case.activation, alpha=_ALPHA, limit=_LIMIT)
+        columns = parted(x.T).T if case.mixed else x
+        made = moe.activate(columns[: len(rows)].astype(np.float64), case.activation, alpha=_ALPHA, limit=_LIMIT)
         return x, made.astype(np.float32), None
     values = x[rows // case.top_k]
     if not case.weighted:
@@ -106,42 +108,42 @@ def _inexact(
         values, case.format, scale_layout=TILED, global_scale=_scale_argument(scale), offsets=offsets
     )
     yield differs("codes", got[0][: len(values)], codes.view(np.uint8))
-    mine, pitch = _of_rows(case, got[1], offsets)
-    wanted, _ = _of_rows(case, scales.view(np.uint8), offsets, pitch)
+    rows = _padded_rows(case.tokens * case.top_k, offsets)
+    pitch = got[1].size // rows
+    mine, wanted = (_of_rows(table, offsets, pitch) for table in (got[1], scales.view(np.uint8)))
     yield differs("scales", mine, wanted)
 
 
-def _padded_rows(case: QuantizeRowsCase) -> int:
-    return int((case.tokens * case.top_k + 127 * case.experts) // 128 * 128)
+def _padded_rows(pairs: int, offsets: Array) -> int:
+    return int((pairs + 127 * (len(offsets) - 1)) // 128 * 128)
 
 
-def _of_rows(case: QuantizeRowsCase, scales: Array, offsets: Array, pitch: int = 0) -> tuple[Array, int]:
+def _of_rows(scales: Array, offsets: Array, pitch: int) -> Array:
     """The scales of the rows of groups, with the columns that pad them; a reference's buffer may end earlier."""
-    pitch = pitch or scales.size // _padded_rows(case)
-    table = scales.reshape(-1, pitch)
-    return unpack(table, TILED, int(offsets[-1]), pitch, offsets=offsets), pitch
+    return unpack(scales.reshape(-1, pitch), TILED, int(offsets[-1]), pitch, offsets=offsets)
 
 
-def _difference(
-    case: QuantizeRowsCase, got: tuple[Array, Array], values: Array, offsets: Array, scale: Array | None
-) -> float:
-    """How far what the codes stand for is from what those of the reference stand for."""
+def difference(format: str, got: tuple[Array, Array], values: Array, offsets: Array, scale: Array | None) -> float:
+    """How far what codes of sorted rows stand for is from what those of the reference stand for.
+
+    `got` are codes, a row of which there could be for each of its rows, and scales in the grouped layout 128x4.
+    """
     factor, shape = _scale_argument(scale), values.shape
-    codes, scales = reference.quantize(values, case.format, scale_layout="linear", global_scale=factor, offsets=offsets)
-    table, _ = _of_rows(case, got[1], offsets)
+    codes, scales = reference.quantize(values, format, scale_layout="linear", global_scale=factor, offsets=offsets)
+    table = _of_rows(got[1], offsets, got[1].size // _padded_rows(len(got[0]), offsets))
     mine = np.ascontiguousarray(table[:, : scales.shape[1]])
     decoded = [
-        reference.decode_float64(c, s, case.format, shape=shape, global_scale=factor, offsets=offsets)
+        reference.decode_float64(c, s, format, shape=shape, global_scale=factor, offsets=offsets)
         for c, s in ((got[0][: len(values)], mine.view(scales.dtype)), (codes, scales))
     ]
     return norm_error(*decoded)
 
 
-def _written_besides(case: QuantizeRowsCase, got: tuple[Array, Array], offsets: Array) -> str:
+def written_besides(got: tuple[Array, Array], offsets: Array) -> str:
     """Whether codes beyond the last row, or scales of rows that only pad, were written."""
     if (got[0][int(offsets[-1]) :] != POISON).any():
         return "wrote rows that belong to no expert"
-    rows = _padded_rows(case)
+    rows = _padded_rows(len(got[0]), offsets)
     pitch = got[1].size // rows
     tiles = got[1].reshape(rows // 128, pitch // 4, 32, 4, 4)
     linear = np.moveaxis(tiles, (-4, -3, -2), (-2, -3, -4)).reshape(rows, pitch)
@@ -150,3 +152,10 @@ def _written_besides(case: QuantizeRowsCase, got: tuple[Array, Array], offsets: 
     for start, count in zip(starts, np.diff(offsets), strict=True):
         real[start : start + count] = True
     return "" if (linear[~real] == POISON).all() else "wrote scales of rows that only pad"
+
+
+def padding_columns(format: str, got: tuple[Array, Array], columns: int, offsets: Array) -> str:
+    """Whether the columns of scales that pad those of a row are zero."""
+    pitch = got[1].size // _padded_rows(len(got[0]), offsets)
+    padding = _of_rows(got[1], offsets, pitch)[:, columns // FORMATS[format].block[1] :]
+    return "columns of scales that pad are not zero" if padding.any() else ""

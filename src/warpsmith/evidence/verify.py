@@ -19,6 +19,7 @@ from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.spec import Catalog, CubinId, Problem
 from warpsmith.evidence.cases import DTYPES, Case, amax_cases, dequantize_cases, draw, quantize_cases
 from warpsmith.evidence.device import POISON, Array, Bench, Guarded
+from warpsmith.evidence.gated import GatedCase, gated_cases, run_gated
 from warpsmith.evidence.gemm import GemmCase, all_gemm_cases
 from warpsmith.evidence.gemm_launches import run_gemm
 from warpsmith.evidence.moe import run_moe
@@ -40,7 +41,7 @@ class Outcome:
     mismatches: list[str] = field(default_factory=list)
 
 
-def all_cases(catalog: Catalog) -> Iterator[Case | GemmCase | MoeCase]:
+def all_cases(catalog: Catalog) -> Iterator[Case | GemmCase | GatedCase | MoeCase]:
     """Every case of every module."""
     for operation in ("quantize", "silu_and_mul_quantize"):
         for format in catalog.operation(operation).formats:
@@ -52,6 +53,7 @@ def all_cases(catalog: Catalog) -> Iterator[Case | GemmCase | MoeCase]:
     for dtype in _TYPES:
         yield from amax_cases(dtype)
     yield from all_gemm_cases()
+    yield from gated_cases()
     yield from all_moe_cases()
 
 
@@ -62,7 +64,7 @@ def verify(
     driver: Driver,
     *,
     seed: int,
-    cases: Sequence[Case | GemmCase | MoeCase] | None = None,
+    cases: Sequence[Case | GemmCase | GatedCase | MoeCase] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Outcome]:
     """Run the cases on a device; each cubin that served one has an outcome with its mismatches.
@@ -92,11 +94,13 @@ def verify(
 
 
 def _run(
-    bench: Bench, case: Case | GemmCase | MoeCase, rng: np.random.Generator
+    bench: Bench, case: Case | GemmCase | GatedCase | MoeCase, rng: np.random.Generator
 ) -> Iterator[tuple[CubinId, str, float]]:
     """Run a case; for each cubin that served it, a mismatch in words and the error."""
     if isinstance(case, GemmCase):
         yield from run_gemm(bench, case, rng)
+    elif isinstance(case, GatedCase):
+        yield from run_gated(bench, case, rng)
     elif not isinstance(case, Case):
         yield from run_moe(bench, case, rng)
     else:

@@ -308,9 +308,14 @@ def _make_plan(
     return _Plan(planned, planned.launch.workspace, *rest)
 
 
+def path_of_products() -> str:
+    """What products ask for."""
+    return DEFAULT_PATH
+
+
 def _problem(size: arguments.Size, a: arguments.Operand, b: arguments.Operand, layout: str) -> Problem:
     dims = {"m": size.rows, "n": size.n, "k": size.k, "batches": size.batches}
-    fields = {"format": pair(a.format, b.format), "mode": size.mode, "layout": layout, "path": DEFAULT_PATH}
+    fields = {"format": pair(a.format, b.format), "mode": size.mode, "layout": layout, "path": path_of_products()}
     return Problem.of("gemm", fields, dims)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from warpsmith.catalog.formats import LINEAR, TILED
+from warpsmith.catalog.formats import LINEAR, TILED, packing_of_elements
 from warpsmith.catalog.fused_moe import ACTIVATIONS, RULES
 from warpsmith.catalog.gemm import PREPARED_LAYOUT
 from warpsmith.catalog.spec import Problem
@@ -16,6 +16,7 @@ from warpsmith.ops import cuda, cuda_gemm
 from warpsmith.ops import gemm_args as products
 from warpsmith.ops import moe_args as arguments
 from warpsmith.ops import quantization_args as quantizing
+from warpsmith.ops.gated_order import mixed_bias
 from warpsmith.ops.gemm_activation import Activation
 from warpsmith.ops.gemm_checks import OUT_NAMES, PLAIN_NAMES, data_of, format_of, layout_of_operands
 from warpsmith.ops.moe_types import Experts, Routing
@@ -93,7 +94,10 @@ def weights_of(experts: Experts) -> Weights:
         if not isinstance(data_of(experts.w13), torch.Tensor):
             raise FormatError("the experts are NumPy arrays and x is on a GPU; expected the same device")
         parts = [cuda_gemm._aligned(w) for w in (experts.w13, experts.w2)]
-        biases = [None if b is None else cuda_gemm._packed(b) for b in (experts.bias13, experts.bias2)]
+        bias13 = experts.bias13
+        if experts.gated and bias13 is not None:
+            bias13 = mixed_bias(bias13)
+        biases = [None if b is None else cuda_gemm._packed(b) for b in (bias13, experts.bias2)]
         scales = [None if a is None else a.contiguous() for a in (experts.a1, experts.a2)]
         settings = experts.activation, experts.alpha, experts.limit, experts.format, experts.number
         keys = tuple(None if x is None else cuda_gemm._key(x) for x in (*parts, *biases, *scales))
@@ -192,7 +196,7 @@ def grouped_product(
     right, _ = cuda_gemm.operand_of(w, fmt, n, k, w)
     kind = "" if bias is None else OUT_NAMES[dtype_name(bias)]
     size = products.Size("grouped", layer.pairs, n, k, layer.experts)
-    prepared = isinstance(w, QTensor) and bool(w.packing)
+    prepared = isinstance(w, QTensor) and bool(packing_of_elements(w.packing))
     layout = PREPARED_LAYOUT if prepared else layout_of_operands(left, right)
     if activation is not None and not cuda_gemm.activates(size, (left, right), layout, device, activation):
         activation = None

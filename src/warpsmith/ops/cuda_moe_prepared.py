@@ -14,6 +14,7 @@ import torch
 from warpsmith.catalog.spec import Problem
 from warpsmith.ops import cuda_gemm
 from warpsmith.ops import moe_args as arguments
+from warpsmith.ops.cuda_gated import GatedProduct, gated_product
 from warpsmith.ops.cuda_moe_plan import (
     Step,
     Weights,
@@ -33,7 +34,8 @@ from warpsmith.ops.state import runtime
 class PreparedPlan(NamedTuple):
     """A layer's call; fields as those of `cuda_moe_plan.Plan`. `gather` and `activate` quantize what they make.
 
-    Without `permute`, `route` sorts too: one block routes few tokens in any case.
+    Without `permute`, `route` sorts too: one block routes few tokens in any case. A `first` that is a `GatedProduct`
+    activates and quantizes.
     """
 
     layer: arguments.Layer
@@ -42,8 +44,8 @@ class PreparedPlan(NamedTuple):
     counter: Step | None
     permute: Step | None
     gather: Step
-    first: cuda_gemm.Planned
-    activate: Step
+    first: cuda_gemm.Planned | GatedProduct
+    activate: Step | None
     second: cuda_gemm.Planned
     combine: Step
     arrivals: int
@@ -65,7 +67,8 @@ def prepared_plan(
     layer = layer_of(x.shape[0], top_k, experts)
     w13, w2, bias13, bias2 = weights_of(experts).kept
     rows, hidden, inner = layer.gates * layer.inner, layer.hidden, layer.inner
-    first, _ = grouped_product(layer, format, experts.a1, w13, rows, hidden, bias13, name, device)
+    gated = gated_product(layer, experts, w13, bias13, name, device) if experts.gated else None
+    first = gated or grouped_product(layer, format, experts.a1, w13, rows, hidden, bias13, name, device)[0]
     second, _ = grouped_product(layer, format, experts.a2, w2, hidden, inner, bias2, name, device)
     words = max(first.launch.arrivals, second.launch.arrivals)
     scratch = max(first.launch.workspace, second.launch.workspace)
@@ -79,6 +82,7 @@ def prepared_plan(
             layer.pairs, device, top_k=top_k, experts=layer.experts, expert_offset=expert_offset, zeros=words
         )
     activation = {"activation": experts.activation, "alpha": experts.alpha, "limit": experts.limit}
+    activation["gated"] = experts.gated
 
     def quantizing(columns: int, x_row: int, scale: Any, **options: Any) -> Step:
         fields = {"format": format, "type": name}
@@ -95,7 +99,7 @@ def prepared_plan(
         permute,
         quantizing(hidden, 2 * x.stride(0), experts.a1, expert_offset=expert_offset),
         first,
-        quantizing(inner, 2 * rows, experts.a2, **activation),
+        None if gated else quantizing(inner, 2 * rows, experts.a2, **activation),
         second,
         combine_step(dtype_name(x), layer.tokens, layer.pairs, top_k, hidden, device),
         scratch,
@@ -126,9 +130,14 @@ def launch(
     factors = weights if plan.scales_input else 0
     plan.gather.run((x, a, a_scales, lies.a1, offsets, ids, positions, factors), stream)
     data, scales, w_bias, factor = lies.w13
-    given = (a, data, h, a_scales, scales, w_bias, lies.a1, factor, offsets)
-    cuda_gemm.launch_planned(plan.first, given, scratch, stream)
-    plan.activate.run((h, act, act_scales, lies.a2, offsets, 0, 0, 0), stream)
+    if isinstance(plan.first, GatedProduct):
+        given = (a, data, act, a_scales, scales, w_bias, lies.a1, factor, offsets)
+        plan.first.run(given, (act_scales, lies.a2), stream)
+    else:
+        given = (a, data, h, a_scales, scales, w_bias, lies.a1, factor, offsets)
+        cuda_gemm.launch_planned(plan.first, given, scratch, stream)
+    if plan.activate is not None:
+        plan.activate.run((h, act, act_scales, lies.a2, offsets, 0, 0, 0), stream)
     data, scales, w_bias, factor = lies.w2
     y = base + at.y
     given = (act, data, y, act_scales, scales, w_bias, lies.a2, factor, offsets)

@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 from warpsmith.catalog import CATALOG
-from warpsmith.catalog.formats import FORMATS, LINEAR, TILED
+from warpsmith.catalog.formats import FORMATS, LINEAR, TILED, is_gated
 from warpsmith.catalog.gemm import (
     LINEAR_LAYOUT,
     N_MULTIPLE,
@@ -88,6 +88,8 @@ def _check_packing(a: Any, b: Any) -> None:
     if not isinstance(b, QTensor) or not b.packing:
         return
     name = format_of(a, "a")
+    if is_gated(b.packing):
+        raise FormatError("b is prepared as a gated w13, which Experts alone takes: prepare it without gated")
     if name != b.packing:
         raise FormatError(
             f"b is prepared for {b.packing} activations, and a is {name}: pass the weights as they were quantized"

@@ -35,6 +35,7 @@ from warpsmith.ops.gemm_args import (
 from warpsmith.runtime.tensor_map import NO_MAP, MapSpec
 
 STORES_BY_MAP = 1 << 16
+GLOBAL_D_PER_BATCH = 1 << 7  # in sm12x_gated_epilogue.cuh
 _SWIZZLED = 128  # bytes of a row, and 16 rows, that a warp's stores have
 _SPLIT_STEP = 128  # a split has whole steps of K of at least this
 _MAX_WORK = 1 << 32
@@ -122,7 +123,7 @@ def choose_map_splits(
     """Parts of K, and how many tiles in front are not split, by the catalog's rule or estimate; (1, 0) without one."""
     kernel = catalog.kernel(cubin.kernel)
     name, tile = kernel.variant(cubin.variant).tile, tile_of(kernel, cubin.variant)
-    most, rule = max_splits(tile, size), catalog.split_rule(cubin.kernel, name)
+    most, rule = max_splits(tile, size), catalog.split_rule(cubin.kernel, name, fields.get("format", ""))
     if most == 1:
         return 1, 0
     if rule is not None:
@@ -250,3 +251,25 @@ def map_launch(
         _spec(b, size.n, size.batches, size.k, tile.k, box_b, halves),
         stores,
     )  # fmt: skip
+
+
+def gated_launch(
+    tile: MapTile,
+    size: Size,
+    a: Operand,
+    b: Operand,
+    d: Output,
+    *,
+    sm_count: int,
+    scale_per_group: bool,
+    wide: bool = False,
+) -> MapLaunch:
+    """Plan ``ws_sm12x_gated_gemm``: a grouped product whose n is a multiple of 64.
+
+    `d` is the codes' rows, and the type that sums are rounded to; `scale_per_group` says whether D has a global scale
+    for each group. Arguments are those of `map_launch`; behind its tail are ``d_scales, d_global_scale, activation,
+    activation_alpha, limit``.
+    """
+    launch = map_launch(tile, size, a, b, d, sm_count=sm_count, wide=wide)
+    *rest, flags = launch.tail
+    return launch._replace(tail=(*rest, int(flags) | (GLOBAL_D_PER_BATCH if scale_per_group else 0)))

@@ -9,6 +9,7 @@ import numpy as np
 
 from warpsmith import reference
 from warpsmith.ops import host
+from warpsmith.ops.gated_order import ungated
 from warpsmith.ops.gemm_checks import PLAIN_NAMES
 from warpsmith.ops.moe_types import Experts, Routing
 from warpsmith.ops.prepared_order import restored
@@ -99,7 +100,7 @@ class _Decoded:
     """Experts' weights in float64, one expert at a time."""
 
     def __init__(self, w: Any) -> None:
-        self._w = restored(w) if isinstance(w, QTensor) else w
+        self._w = ungated(restored(w)) if isinstance(w, QTensor) else w
 
     def __len__(self) -> int:
         return int(self._w.shape[0])

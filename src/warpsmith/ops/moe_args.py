@@ -16,6 +16,8 @@ COUNTED_CHUNKS = 64
 """Chunks from which a launch of its own counts them: without it every block reads all ids."""
 ROUTE_TOKENS = 16
 ROWS_FP16 = 1
+MIXED_COLUMNS = 1 << 10
+"""The flag of columns in the order of a gated w13; in ``kernels/fused_moe/sm80_moe_quantize.cuh`` too."""
 
 _UNIT = 8
 _ACTIVATION_THREADS, _ACTIVATION_BLOCKS = 256, 4096
@@ -235,11 +237,12 @@ def quantize_launch(
     limit: float = 0.0,
     scale_per_expert: bool = False,
     expert_offset: int = 0,
+    gated: bool = False,
 ) -> Launch:
     """Plan ``ws_moe_quantize``: sorted rows are made of tokens' rows or, with an activation, of the first product's.
 
     Pointers are ``x, codes, scales, global_scale, offsets, ids, positions, weights``. `x_row` is the bytes between rows
-    of what is read.
+    of what is read; with `gated`, 16 columns of the gate and 16 of up follow each other there.
 
     Raises
     ------
@@ -255,7 +258,7 @@ def quantize_launch(
         )
     blocks = min(-(-items // (_ACTIVATION_THREADS // 32)), _ACTIVATION_BLOCKS)
     number = ACTIVATIONS[activation] if activation else GATHER
-    flags = SCALE_PER_GROUP if scale_per_expert else 0
+    flags = (SCALE_PER_GROUP if scale_per_expert else 0) | (MIXED_COLUMNS if gated else 0)
     tail = (
         x_row, units, layer.experts, pitch, rows, layer.top_k, expert_offset, number, alpha, limit, flags,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from warpsmith.catalog.formats import LINEAR, STREAMED, TILED, get_format
+from warpsmith.catalog.formats import LINEAR, STREAMED, TILED, get_format, is_gated, packing_of_elements
 from warpsmith.catalog.fused_moe import ACTIVATIONS, FORMATS, MAX_GROUPS, MAX_TOP_K, RULES, UNGATED
 from warpsmith.catalog.gemm import N_MULTIPLE, k_multiple
 from warpsmith.errors import FormatError, InvalidArgumentError
@@ -93,9 +93,9 @@ class Experts:
     w13
         [E, 2·I, H]: an expert's gate rows, then its up rows; ``relu2``, which has no gate, [E, I, H]. A bfloat16 or
         float16 tensor, or a `QTensor` (nvfp4: with one global scale, or one an expert) with linear scales, or as
-        `prepare_weight` makes it: with `format` for such activations, without for few rows of bfloat16.
+        `prepare_weight` makes it: with `format` for such activations (`gated` too), without for few rows of bfloat16.
     w2
-        [E, H, I], of the same kind.
+        [E, H, I], of the same kind, never `gated`.
     activation
         ``swiglu``, ``swiglu_oai`` (gpt-oss: clamped, uses `alpha` and `limit`), ``geglu``, ``geglu_tanh``, ``relu2``.
     bias13, bias2
@@ -118,7 +118,9 @@ class Experts:
 
     Notes
     -----
-    An `Experts` keeps the tensors that it was made with: weights may be written into, but not be moved.
+    An `Experts` keeps the tensors that it was made with: weights may be written into, but not be moved. `bias13` always
+    has the gate's biases, then up's; beside a `gated` w13 the first call on a GPU copies it, and later writes are not
+    seen.
     """
 
     __slots__ = (
@@ -175,6 +177,11 @@ class Experts:
         return isinstance(self.w13, QTensor) and self.w13.scale_layout == TILED
 
     @property
+    def gated(self) -> bool:
+        """Whether rows of w13 are in the order of products that are activated where they are made."""
+        return isinstance(self.w13, QTensor) and is_gated(self.w13.packing)
+
+    @property
     def device(self) -> str:
         """Where the weights live."""
         return device_of(data_of(self.w13))
@@ -224,7 +231,7 @@ class Experts:
         for what, w in (("w13", self.w13), ("w2", self.w2)):
             if not isinstance(w, QTensor):
                 continue
-            found.append((w.scale_layout, w.packing))
+            found.append((w.scale_layout, packing_of_elements(w.packing)))
             if w.offsets is not None:
                 raise FormatError(f"{what} is a grouped QTensor; expected weights without groups")
             if w.scale_layout != LINEAR and self.format is None:
@@ -232,7 +239,9 @@ class Experts:
                     f"{what} has {w.scale_layout} scales, and x stays as it is; expected linear scales, or a format "
                     "of activations"
                 )
-            if w.packing and w.packing != (self.format or STREAMED):
+            if is_gated(w.packing):
+                self._check_gated(what, w)
+            elif w.packing and w.packing != (self.format or STREAMED):
                 raise FormatError(
                     f"{what} is prepared for {w.packing} activations, and the format is {self.format}; expected "
                     "weights as they were quantized, or prepared for the format"
@@ -242,6 +251,18 @@ class Experts:
             raise FormatError(
                 f"w13 has {layout} scales and packing {packing!r}, w2 {second} scales and packing {other!r}; prepare "
                 "both weights or none"
+            )
+
+    def _check_gated(self, what: str, w: QTensor) -> None:
+        """Rows of gate and up that are mixed are w13's, where there is a gate, for the format's activations."""
+        if what != "w13" or self.gates == 1:
+            why = f"{self.activation} has no gate" if what == "w13" else "only w13 has a gate"
+            raise FormatError(f"{what} is prepared as a gated w13, and {why}: prepare it without gated")
+        elements = packing_of_elements(w.packing)
+        if elements != (self.format if self.format in get_format(w.format).packings else ""):
+            raise FormatError(
+                f"w13 is prepared for {elements or w.format} activations, and the format is {self.format}; expected "
+                "weights prepared for the format"
             )
 
     def _check_extras(self) -> None:

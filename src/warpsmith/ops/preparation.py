@@ -9,18 +9,30 @@ from typing import Any
 import numpy as np
 
 from warpsmith.catalog import CATALOG
-from warpsmith.catalog.formats import FORMATS, STREAMED, STREAMED_MULTIPLES, TILED, Format
+from warpsmith.catalog.formats import (
+    FORMATS,
+    GATED_MULTIPLE,
+    STREAMED,
+    STREAMED_MULTIPLES,
+    TILED,
+    is_gated,
+    packing_of_elements,
+)
 from warpsmith.catalog.gemm import PAIRS, PLAIN
 from warpsmith.catalog.spec import pair
 from warpsmith.errors import FormatError
+from warpsmith.ops.gated_order import gated_weight
 from warpsmith.ops.gemm_checks import format_of
 from warpsmith.ops.prepared_order import as_bytes, few_rows_weight, like_typed
 from warpsmith.ops.qtensor import QTensor, is_torch
+from warpsmith.ops.scale_tiles import moved, tiled, untiled
 
 _KNOWN = (*PLAIN, *FORMATS)
 
 
-def prepare_weight(w: Any, activations: str, *, interleaved: bool = False, few_rows: bool = False) -> Any:
+def prepare_weight(
+    w: Any, activations: str, *, interleaved: bool = False, few_rows: bool = False, gated: bool = False
+) -> Any:
     """Lay weights out as the fastest kernel that multiplies them reads them.
 
     Parameters
@@ -37,6 +49,10 @@ def prepare_weight(w: Any, activations: str, *, interleaved: bool = False, few_r
         For nvfp4 and mxfp4 beside bf16: whether they will be multiplied with few rows of activations at a time, as at
         decode. Compute capability 9.0 reads them fastest in an order of their own, of which N must be a multiple of
         32 and K of 64.
+    gated
+        For the w13 of a MoE layer whose activation has a gate, beside nvfp4, mxfp4 or mxfp8 activations: whether rows
+        of gate and up are mixed, so that compute capability 12.0 and 12.1 activate and quantize the first product
+        where it is made. N is a multiple of 64.
 
     Returns
     -------
@@ -45,13 +61,14 @@ def prepare_weight(w: Any, activations: str, *, interleaved: bool = False, few_r
         packed for the 8-bit tensor cores too: its `packing` is ``mxfp8``, `dequantize`, `gemm` with mxfp8 activations
         and `Experts` of such a format understand it, and everything else refuses it. With `few_rows`, `packing` is
         ``bf16``, and `dequantize`, `gemm` and `grouped_gemm` with bf16 activations, and `Experts` without a format,
-        understand it. What is right already is returned as it is.
+        understand it. With `gated`, `packing` ends in ``gated``; `dequantize` gives gate rows, then up rows, `Experts`
+        takes it as its w13 alone, and products refuse it. What is right already is returned as it is.
 
     Raises
     ------
     FormatError
         If no kernel multiplies such operands, the weights are packed already for other activations, rows of their
-        blocks cannot be told apart, or `few_rows` is for other formats or sizes.
+        blocks cannot be told apart, or `few_rows` or `gated` is for other formats or sizes.
 
     Notes
     -----
@@ -71,6 +88,8 @@ def prepare_weight(w: Any, activations: str, *, interleaved: bool = False, few_r
     """
     name = format_of(w, "w")
     _check(w, name, activations, interleaved)
+    if gated or (isinstance(w, QTensor) and is_gated(w.packing)):
+        return _for_gates(w, name, activations, interleaved, few_rows)
     if few_rows or (isinstance(w, QTensor) and w.packing == STREAMED):
         return _for_few_rows(w, name, activations, interleaved)
     if not isinstance(w, QTensor):
@@ -82,16 +101,35 @@ def prepare_weight(w: Any, activations: str, *, interleaved: bool = False, few_r
         return w
     data, scales = as_bytes(w.data), as_bytes(w.scales)
     if interleaved or layout != w.scale_layout:
-        scales = _untiled(scales, w.shape, spec) if w.scale_layout == TILED else scales
+        scales = untiled(scales, w.shape, spec) if w.scale_layout == TILED else scales
         if interleaved and spec.whole != "tensor":
             scales = _gate_then_up(scales[..., None])[..., 0] if spec.whole == "row" else _gate_then_up(scales)
-        scales = _tiled(scales) if layout == TILED else scales
+        scales = tiled(scales) if layout == TILED else scales
     data = _gate_then_up(data) if interleaved else data
     data = packed(data) if packing != w.packing else data
     return QTensor(
         like_typed(data, w.data), like_typed(scales, w.scales), w.format, w.shape, scale_layout=layout,
         global_scale=w.global_scale, packing=packing,
     )  # fmt: skip
+
+
+def _for_gates(w: Any, name: str, activations: str, interleaved: bool, few_rows: bool) -> QTensor:
+    """A w13 in the order of `gated_order`."""
+    if not isinstance(w, QTensor) or activations not in FORMATS or TILED not in FORMATS[name].layouts or few_rows:
+        raise FormatError(
+            f"gated is for nvfp4, mxfp4 and mxfp8 weights beside such activations, without few_rows; w is {name}, "
+            f"beside {activations}: leave it out"
+        )
+    if is_gated(w.packing):
+        if interleaved:
+            raise FormatError("w is in the gated order already: its rows have to be reordered before that")
+        return w
+    if w.shape[-2] % GATED_MULTIPLE:
+        raise FormatError(
+            f"w has N = {w.shape[-2]} rows; gated needs gate rows, then as many up rows, of each a multiple of "
+            f"{GATED_MULTIPLE // 2}: leave it out"
+        )
+    return gated_weight(prepare_weight(w, activations, interleaved=interleaved))
 
 
 def _for_few_rows(w: Any, name: str, activations: str, interleaved: bool) -> QTensor:
@@ -111,7 +149,7 @@ def _for_few_rows(w: Any, name: str, activations: str, interleaved: bool) -> QTe
             f"w has shape {list(w.shape)}; few_rows needs N to be a multiple of {rows} and K of {columns}: leave it out"
         )
     data, scales = as_bytes(w.data), as_bytes(w.scales)
-    scales = _untiled(scales, w.shape, FORMATS[name]) if w.scale_layout == TILED else scales
+    scales = untiled(scales, w.shape, FORMATS[name]) if w.scale_layout == TILED else scales
     if interleaved:
         data, scales = _gate_then_up(data), _gate_then_up(scales)
     return few_rows_weight(w, data, scales)
@@ -131,7 +169,8 @@ def _check(w: Any, name: str, activations: str, interleaved: bool) -> None:
         return
     if w.offsets is not None:
         raise FormatError("w is a grouped QTensor; expected weights [*batch, N, K]")
-    if w.packing and w.packing != activations:
+    elements = packing_of_elements(w.packing)
+    if w.packing and elements != (activations if elements or activations in FORMATS[w.format].packings else ""):
         raise FormatError(f"w is packed for {w.packing}, not for {activations}: prepare it as it was quantized")
     if interleaved and FORMATS[w.format].block[0] > 1:
         raise FormatError(
@@ -159,29 +198,6 @@ def _stack(parts: tuple[Any, Any], dim: int) -> Any:
     return sys.modules["torch"].stack(parts, dim) if is_torch(parts[0]) else np.stack(parts, dim)
 
 
-def _move(x: Any, source: tuple[int, ...], target: tuple[int, ...]) -> Any:
-    return x.movedim(source, target) if is_torch(x) else np.moveaxis(x, source, target)
-
-
 def _gate_then_up(x: Any) -> Any:
     """Rows 0, 2, 4, … and then 1, 3, 5, …."""
-    return _move(x.reshape(*x.shape[:-2], -1, 2, x.shape[-1]), (-2,), (-3,)).reshape(x.shape)
-
-
-def _tiled(linear: Any) -> Any:
-    """Linear one-byte scales [..., M, C] in the layout 128x4, padded with zeros."""
-    *batch, rows, columns = linear.shape
-    height, width = -(-rows // 128) * 128, -(-columns // 4) * 4
-    make = linear.new_zeros if is_torch(linear) else lambda shape: np.zeros(shape, np.uint8)
-    padded = make((*batch, height, width))
-    padded[..., :rows, :columns] = linear
-    tiles = padded.reshape(*batch, height // 128, 4, 32, width // 4, 4)
-    return _move(tiles, (-2, -3, -4), (-4, -3, -2)).reshape(*batch, height, width)
-
-
-def _untiled(scales: Any, shape: tuple[int, ...], spec: Format) -> Any:
-    """The inverse of `_tiled`: the linear scales of weights of a shape."""
-    *batch, height, width = scales.shape
-    tiles = scales.reshape(*batch, height // 128, width // 4, 32, 4, 4)
-    padded = _move(tiles, (-4, -3, -2), (-2, -3, -4)).reshape(*batch, height, width)
-    return padded[..., : shape[-2], : shape[-1] // spec.block[1]]
+    return moved(x.reshape(*x.shape[:-2], -1, 2, x.shape[-1]), (-2,), (-3,)).reshape(x.shape)

@@ -8,7 +8,7 @@ import math
 import sys
 from typing import Any
 
-from warpsmith.catalog.formats import STREAMED, STREAMED_MULTIPLES, Format, get_format
+from warpsmith.catalog.formats import GATED_MULTIPLE, STREAMED, STREAMED_MULTIPLES, Format, get_format, is_gated
 from warpsmith.errors import FormatError
 
 _DATA_DTYPES = {4: ("uint8", "float4_e2m1fn_x2"), 8: ("float8_e4m3fn", "uint8")}
@@ -62,7 +62,7 @@ class QTensor:
         For grouped tensors: [G + 1] row offsets of the groups, int32 or int64.
     packing
         The order of the elements: empty for the format's own, or the format of the activations that `prepare_weight`
-        has packed them for.
+        has packed them for. It ends in ``gated`` where rows of gate and up are mixed.
 
     Raises
     ------
@@ -253,6 +253,11 @@ def _validate_packing(
         )
     if packing == STREAMED and global_scale is None and not spec.has_global_scale:
         raise FormatError(f"QTensor: {spec.name} weights packed for {packing} have a global scale; none was given")
+    if is_gated(packing) and (len(shape) < 2 or shape[-2] % GATED_MULTIPLE):
+        raise FormatError(
+            f"QTensor: weights packed {packing!r} are [*batch, N, K] with N a multiple of {GATED_MULTIPLE}; shape is "
+            f"{list(shape)}"
+        )
     wanted = spec.layouts[0 if packing == STREAMED else -1]
     if layout != wanted or offsets is not None:
         raise FormatError(

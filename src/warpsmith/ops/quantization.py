@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from warpsmith.errors import InvalidArgumentError
+from warpsmith.ops.gated_order import ungated
 from warpsmith.ops.prepared_order import restored
 from warpsmith.ops.qtensor import QTensor, dtype_name, is_torch
 
@@ -175,7 +176,7 @@ def dequantize(q: QTensor, dtype: Any = None, *, out: Any = None) -> Any:
     """
     if not isinstance(q, QTensor):
         raise InvalidArgumentError(f"q is a {type(q).__name__}; expected a QTensor, as quantize returns it")
-    q = restored(q)
+    q = ungated(restored(q))
     if q.offsets is None and q.global_scale is not None and math.prod(q.global_scale.shape) > 1:
         raise InvalidArgumentError(
             f"q has a global scale for each of its {math.prod(q.global_scale.shape)} batch entries; expected one: "

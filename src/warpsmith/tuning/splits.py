@@ -21,6 +21,8 @@ class SplitRule(NamedTuple):
         Parts of each tile of an incomplete last wave, where that wave has few tiles; 0 for none.
     waves
         Waves of tiles, the last one with them, from which on the last one stays whole: it is too small a part.
+    formats
+        Of problems that it is for; all, if empty.
     """
 
     kernel: str
@@ -30,6 +32,11 @@ class SplitRule(NamedTuple):
     part_k: int = 128
     tail: int = 0
     waves: int = 4
+    formats: tuple[str, ...] = ()
+
+    def serves(self, kernel: str, tile: str, format: str) -> bool:
+        """Whether it is for problems of a format on that tile."""
+        return (self.kernel, self.tile) == (kernel, tile) and (not self.formats or format in self.formats)
 
     def parts(self, tiles: int, k: int, sm_count: int) -> int:
         """Parts of K of every tile."""

@@ -24,4 +24,9 @@ WS_DEVICE void sync_warps() {
   asm volatile("barrier.sync.aligned %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
 }
 
+template <u32 kThreads>
+WS_DEVICE void sync_warps(u32 barrier) {
+  asm volatile("barrier.sync.aligned %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+
 }  // namespace ws

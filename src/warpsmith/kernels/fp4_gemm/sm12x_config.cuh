@@ -16,6 +16,11 @@
 #define WS_EVERY_LANE_ARRIVES 0
 #endif
 
+// 1: D is the codes of an activation's blocks, in A's format; see sm12x_gated_epilogue.cuh.
+#ifndef WS_GATED
+#define WS_GATED 0
+#endif
+
 namespace ws {
 
 enum class Format {
@@ -117,10 +122,16 @@ enum : u32 { kPartColumns = kSwap ? Left::kWarpRows : Right::kWarpRows };
 enum : u32 { kPartBytes = 8 * kPartColumns * 4 };
 static_assert(kPartColumns == 32 || kPartColumns == 64, "whole rows for 8 or 16 lanes");
 
+// A warp has half as many activations of a row. Where two warps share a block of them, they exchange the largest values
+// of a part's rows, in two turns.
+enum : u32 { kBlock = Format::of_a == Format::nvfp4 ? 16 : 32 };
+enum : bool { kExchanges = WS_GATED && kPartColumns / 2 < kBlock };
+enum : u32 { kExchangeBytes = kExchanges ? 2 * kMmaWarps * 8 * 4 : 0 };
+
 struct Shared {
   enum : u32 { kLimit = 101376 };  // of a block of 12.x
   enum : u32 { kTileWords = 8 };   // that describe a tile
-  enum : u32 { kFixed = kMmaWarps * kPartBytes + 16 };
+  enum : u32 { kFixed = kMmaWarps * kPartBytes + 16 + kExchangeBytes };
   enum : u32 { kPerStage = Stage::kBytes + 16 + kTileWords * 4 };
   enum : u32 { kFit = (kLimit - kFixed - kTileWords * 4) / kPerStage };
   enum : u32 { kStages = kFit < 10 ? kFit : 10 };
@@ -130,7 +141,8 @@ struct Shared {
   enum : u32 { kTiles = kParts + kMmaWarps * kPartBytes };  // [kTileSlots][kTileWords]
   enum : u32 { kFull = kTiles + kTileSlots * kTileWords * 4, kEmpty = kFull + kStages * 8 };  // barriers
   enum : u32 { kLast = kEmpty + kStages * 8 };              // whether a block is the last of a tile's splits
-  enum : u32 { kBytes = kLast + 16 };
+  enum : u32 { kExchange = kLast + 16 };                    // [2][kMmaWarps][8]
+  enum : u32 { kBytes = kExchange + kExchangeBytes };
   static_assert(kBytes <= kLimit && kStages >= 2, "shared memory of a block of 12.x");
 };
 

@@ -41,6 +41,7 @@ using Values = Elements<WS_FP32>;
 constexpr u32 kResident = 5;  // blocks of a multiprocessor
 
 enum : u32 { kGather = 5 };  // behind the activations: none, rows are tokens'
+enum : u32 { kMixedColumns = 1 << 10 };  // of `flags`: 16 columns of the gate and 16 of up in turn (ops/gated_order.py)
 
 struct Parameters {
   const u8* x;
@@ -84,14 +85,15 @@ WS_DEVICE void apply(const Parameters& p, const float (&gate)[kElements], float 
   for (u32 i = 0; i < kElements; ++i) values[i] = activate(kActivation, gate[i], values[i], p.alpha, p.limit);
 }
 
-// Rows of the first product have the gate's columns, then up's; relu2 has no gate.
+// Rows of the first product have the gate's columns, then up's, unless they are mixed; relu2 has no gate.
 WS_DEVICE void load_activated(const Parameters& p, u32 row, const Segment& at, float (&values)[kElements]) {
-  const u8* const source = p.x + row * p.x_row + at.unit * sizeof(Source);
+  const bool mixed = p.flags & kMixedColumns;
+  const u8* const source = p.x + row * p.x_row + (mixed ? at.unit + (at.unit & ~1u) : at.unit) * sizeof(Source);
   Source first, second;
   first.fill(0u);
   second.fill(0u);
   if (at.active) first.load_vectors(source);
-  if (at.active && p.activation != kRelu2) second.load_vectors(source + p.units * sizeof(Source));
+  if (at.active && p.activation != kRelu2) second.load_vectors(source + (mixed ? 2 : p.units) * sizeof(Source));
   float gate[kElements];
   first.unpack(gate);
   second.unpack(values);

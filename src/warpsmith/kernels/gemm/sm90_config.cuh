@@ -9,6 +9,7 @@
 #define WS_FP16 1
 #define WS_NVFP4 2
 #define WS_MXFP4 3
+#define WS_MXFP8 4
 #define WS_FP8_BLOCK 5
 #define WS_FP8_ROW 6  // fp8_tensor too
 
@@ -52,6 +53,8 @@ namespace ws {
 
 // Rows of B, quantized, that become the type of A in registers.
 constexpr bool kMixed = WS_A_FORMAT != WS_B_FORMAT, kNvfp4 = WS_B_FORMAT == WS_NVFP4;
+constexpr bool kSquares = kMixed && WS_B_FORMAT == WS_FP8_BLOCK;  // an fp32 scale for 128 of K and all rows of a tile
+constexpr bool kWholeBytes = kSquares || (kMixed && WS_B_FORMAT == WS_MXFP8);  // e4m3, else e2m1
 static_assert(!kMixed || (WS_A_FORMAT == WS_BF16 && WS_SWAP), "beside quantized rows of B, bf16; they are the left operand");
 constexpr WgmmaType kType = WS_A_FORMAT == WS_BF16   ? WgmmaType::bf16
                             : WS_A_FORMAT == WS_FP16 ? WgmmaType::fp16
@@ -64,7 +67,8 @@ WS_DEVICE constexpr u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
 // A stage has 128 bytes of K, of which an MMA takes 32; beside quantized rows of B, rows of
 // A have 128 or twice 128 bytes.
 constexpr u32 kTileM = WS_TILE_M, kTileN = WS_TILE_N, kTileK = WS_TILE_K;
-constexpr u32 kRowBytes = 128, kStepBytes = 32, kBoxesA = kMixed ? kTileK / 64 : 1, kRowBytesB = kMixed ? kTileK / 2 : kRowBytes;
+constexpr u32 kRowBytes = 128, kStepBytes = 32, kBoxesA = kMixed ? kTileK / 64 : 1;
+constexpr u32 kRowBytesB = !kMixed ? kRowBytes : kWholeBytes ? kTileK : kTileK / 2;
 constexpr bool kSwap = WS_SWAP;
 static_assert(kTileK == (kType == WgmmaType::e4m3 ? 128 : 64) || (kMixed && kTileK == 128), "rows of a stage, 128 bytes");
 
@@ -132,7 +136,8 @@ struct Scales {
   static constexpr u32 kB = (kTileM + 4) * 4;
   // Mixed: words of four scales of B's rows, and one more for rows that do not start at a word.
   static constexpr u32 kOfRow = kTileK / (kNvfp4 ? 16 : 32), kWords = div_up(kOfRow, 4), kTiles = div_up(kTileN, 128);
-  static constexpr u32 kBytes = kPromoted ? kB + (kTileN + 4) * 4 : kMixed ? kTiles * (kWords + 1) * 512 : 0;
+  static constexpr u32 kOfRows = kSquares ? 16 : kTiles * (kWords + 1) * 512;
+  static constexpr u32 kBytes = kPromoted ? kB + (kTileN + 4) * 4 : kMixed ? kOfRows : 0;
 };
 
 // Each warp writes D by parts of 2 KB, which pass through shared memory of its own; where the copy engine takes them from

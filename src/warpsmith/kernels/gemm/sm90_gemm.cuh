@@ -39,6 +39,7 @@
 #include "gemm/sm90_main_loop.cuh"
 #include "gemm/sm90_mixed_loop.cuh"
 #include "gemm/sm90_mixed_scales.cuh"
+#include "gemm/sm90_mixed_squares.cuh"
 #include "gemm/sm90_producer.cuh"
 #include "gemm/sm90_promoted.cuh"
 #include "gemm/sm90_scaling.cuh"
@@ -138,7 +139,9 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kBlocks) WS_CLUST
       release_successor();
     } else if (kProducers == 2 && warp == kMmaWarps + 1) {
       const u32 rank = kClusterBlocks > 1 ? cluster_rank() : 0;
-      if constexpr (kMixed) {
+      if constexpr (kSquares) {
+        produce_square_scales(problem, ring, lane, rank);
+      } else if constexpr (kMixed) {
         produce_mixed_scales(problem, ring, lane, rank);
       } else {
         produce_scales(problem, ring, lane, rank);

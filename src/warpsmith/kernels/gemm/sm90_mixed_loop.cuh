@@ -14,11 +14,12 @@
 #include "gemm/sm90_main_loop.cuh"
 #include "gemm/sm90_mixed_fragments.cuh"
 #include "gemm/sm90_mixed_scales.cuh"
+#include "gemm/sm90_mixed_squares.cuh"
 #include "gemm/sm90_schedule.cuh"
 
 namespace ws {
 
-// The left operands of a unit's two MMAs of 16 columns, for each 64 rows.
+// The left operands of two MMAs of 16 columns, for each 64 rows.
 struct Fragments {
   u32 words[2][kM64][4];
 
@@ -42,16 +43,15 @@ struct Codes {
   }
 
   // The left operands of 16 columns.
-  WS_DEVICE void convert(const RowScales (&scales)[kM64][2], u32 unit, u32 step, u32 byte_of_both, Fragments& to) const {
+  WS_DEVICE void convert(const RowScales (&scales)[kM64][2], u32 k16, u32 pick, Fragments& to) const {
 #pragma unroll
     for (u32 i = 0; i < kM64; ++i) {
 #pragma unroll
       for (u32 h = 0; h < 2; ++h) {
         u32 pairs[2];
-        look_up(words[i][h][2 * step], words[i][h][2 * step + 1], byte_of_both, pairs);
-        const u32 scale = scales[i][h].scale(unit, step), offset = multiply_bf16x2(scale, 0xC220C220u);  // -40
+        convert_row(words[i][h] + k16 % kSteps * 2, pick, scales[i][h].scale(k16), pairs);
 #pragma unroll
-        for (u32 j = 0; j < 2; ++j) to.words[step][i][j * 2 + h] = fma_bf16x2(pairs[j], scale, offset);
+        for (u32 j = 0; j < 2; ++j) to.words[k16 % 2][i][j * 2 + h] = pairs[j];
       }
     }
   }
@@ -69,12 +69,12 @@ WS_DEVICE void multiply_step(Sums& sums, const Fragments& left, u32 step, u64 ri
 
 // What a stage needs of a lane: where its codes are.
 struct CodePlace {
-  u32 from[kUnits], byte_of_both;
+  u32 from[kUnits], pick;  // of bytes
 
   WS_DEVICE explicit CodePlace(const Place& place) {
     const u32 g = place.lane / 4, t = place.lane % 4;
     const u32 row = (place.left() + place.warp * 16 + g) * kRowBytesB, turn = g * kRowBytesB / 128 % (kRowBytesB / 16);
-    byte_of_both = 0x40 + t * 0x11;
+    pick = kWholeBytes ? 0x9180 + t * 0x2222 : 0x40 + t * 0x11;
 #pragma unroll
     for (u32 unit = 0; unit < kUnits; ++unit) from[unit] = opaque(row + (unit ^ turn) * 16);
   }
@@ -82,24 +82,28 @@ struct CodePlace {
 
 // `codes[0]` are the first unit's. Releases the stage before once its MMAs have ended.
 WS_DEVICE void add_mixed_stage(Sums& sums, Fragments (&fragments)[2], Codes (&codes)[2], const CodePlace& from,
-                               const RowScales (&scales)[kM64][2], const Ring& ring, const Place& place, u32 before) {
+                               const RowScales (&scales)[kM64][2], const Ring& ring, const Place& place, u32 before,
+                               float by) {
   const u64 right = wgmma_operand(ring.right() + place.right() * kRowBytes);
 #pragma unroll
   for (u32 unit = 0; unit < kUnits; ++unit) {
     if (unit + 1 < kUnits) codes[(unit + 1) % 2].load(ring.left() + from.from[unit + 1]);
 #pragma unroll
-    for (u32 step = 0; step < 2; ++step) {
-      codes[unit % 2].convert(scales, unit, step, from.byte_of_both, fragments[unit % 2]);
-      const u32 k16 = unit * 2 + step, at = k16 / 4 * kRightRows * kRowBytes + k16 % 4 * kStepBytes;
-      multiply_step(sums, fragments[unit % 2], step, right + at / 16);
-      fragments[(unit + step) % 2].hold(step ^ 1);
+    for (u32 step = 0; step < kSteps; ++step) {
+      const u32 k16 = unit * kSteps + step, next = k16 + 1;
+      const u32 at = k16 / 4 * kRightRows * kRowBytes + k16 % 4 * kStepBytes;
+      codes[unit % 2].convert(scales, k16, from.pick, fragments[k16 / 2 % 2]);
+      if (kSquares && k16 == 0 && by != 1.0f) change_unit(sums, by);
+      multiply_step(sums, fragments[k16 / 2 % 2], k16 % 2, right + at / 16);
+      fragments[next / 2 % 2].hold(next % 2);
       if (k16 == 2 && before != 0) release_stage(before, place.lane);
     }
   }
 }
 
 WS_DEVICE void add_mixed_stages(Sums& sums, Ring& ring, const Place& place, const Problem& p, const Tile& tile) {
-  const ScalePlace scale_place(p, tile, place);
+  const StagePlace scale_place(p, tile, place);
+  float unit = 1.0f;  // of the sums
   const CodePlace code_place(place);
   const u32 all = div_up(p.k, kTileK), first_stage = kPartsK > 1 || tile.splits > 1 ? all * tile.split / tile.splits : 0;
   Fragments fragments[2] = {};
@@ -117,8 +121,10 @@ WS_DEVICE void add_mixed_stages(Sums& sums, Ring& ring, const Place& place, cons
     RowScales scales[kM64][2];
     Codes codes[2];
     codes[0].load(ring.left() + code_place.from[0]);
-    scale_place.read(ring.scales(), first_stage + i, scales);
-    add_mixed_stage(sums, fragments, codes, code_place, scales, ring, place, before);
+    const float to = scale_place.read(ring.scales(), first_stage + i, scales);
+    const float by = to == unit ? 1.0f : unit * reciprocal_approx(to);
+    unit = to;
+    add_mixed_stage(sums, fragments, codes, code_place, scales, ring, place, before, by);
     before = ring.empty();
   }
   wgmma_wait<0>();
@@ -127,6 +133,7 @@ WS_DEVICE void add_mixed_stages(Sums& sums, Ring& ring, const Place& place, cons
 #pragma unroll
   for (u32 i = 0; i < kM64; ++i) hold_sums(sums[i]);
   if (before != 0) release_stage(before, place.lane);
+  if (kSquares) multiply_sums(sums, unit);
 }
 
 // Adds the sums of warpgroups that take stages by turns. Whether the warp then has the tile's.

@@ -17,7 +17,7 @@ namespace ws {
 constexpr u32 kScaleK = kNvfp4 ? 16 : 32, kStageScales = Scales::kOfRow;  // K of a scale; a row's in a stage
 
 // Arrivals at a stage's barrier that its scales take: of one lane, or each.
-WS_DEVICE u32 scale_arrivals(const Problem& p) { return p.flags & kTiledScalesB ? 1 : 32; }
+WS_DEVICE u32 scale_arrivals(const Problem& p) { return kSquares || p.flags & kTiledScalesB ? 1 : 32; }
 
 // Tiled, 128 rows by four scales are 512 bytes, and those behind each other the next four scales.
 struct TiledScaleCopy {
@@ -140,7 +140,8 @@ struct ScalePlace {
     }
   }
 
-  WS_DEVICE void read(u32 scales, u32 stage, RowScales (&of)[kM64][2]) const {
+  // Returns the unit of sums.
+  WS_DEVICE float read(u32 scales, u32 stage, RowScales (&of)[kM64][2]) const {
     const u32 first = stage * kStageScales;
 #pragma unroll
     for (u32 i = 0; i < kM64; ++i) {
@@ -160,6 +161,7 @@ struct ScalePlace {
     if (first + kStageScales > blocks) mask(of, blocks - first);
 #pragma unroll
     for (u32 i = 0; i < kM64 * 2; ++i) of[i / 2][i % 2].prepare();
+    return 1.0f;
   }
 
  private:

@@ -9,4 +9,5 @@ inline void ldm(u32 address, int n, u32* out) {
 inline void ldmatrix_x4(u32 a, u32& m0, u32& m1, u32& m2, u32& m3) { u32 o[4]; ldm(a, 4, o); m0 = o[0]; m1 = o[1]; m2 = o[2]; m3 = o[3]; }
 inline void ldmatrix_x2(u32 a, u32& m0, u32& m1) { u32 o[2]; ldm(a, 2, o); m0 = o[0]; m1 = o[1]; }
 template <int n> inline void load_shared(u32 a, u32 (&w)[n]) { memcpy(w, emu::at(a, 4 * n, 4 * n), 4 * n); }
+inline u32 load_shared_u32(u32 a) { u32 w[1]; load_shared(a, w); return w[0]; }
 }

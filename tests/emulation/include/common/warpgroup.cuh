@@ -5,4 +5,5 @@ namespace ws {
 template <u32 n> inline void shrink_registers() {}
 template <u32 n> inline void grow_registers() {}
 template <u32 b, u32 n> inline void sync_warps() { emu::barrier(emu::bars[b], n); }
+template <u32 n> inline void sync_warps(u32 b) { emu::barrier(emu::bars[b], n); }
 }
