@@ -10,14 +10,15 @@ import pytest
 from warpsmith.arch import parse
 from warpsmith.bundle.reader import open_bundle
 from warpsmith.bundle.store import Store
-from warpsmith.catalog import CATALOG, moe_decode
+from warpsmith.catalog import CATALOG, moe_decode, moe_packed
 from warpsmith.catalog.fused_moe import KERNELS
 from warpsmith.catalog.plan import Selection
 from warpsmith.compiler.build import build
 
 WAITS = 1  # the flag of a kernel that waits for the launch before it
 MODULE = Selection(modules=("fused_moe",))
-DECODE = (moe_decode.UP, moe_decode.DOWN)
+PACKED = (moe_packed.UP, moe_packed.DOWN)
+DECODE = (moe_decode.UP, moe_decode.DOWN, *PACKED)
 
 
 @pytest.mark.parametrize(("target", "flags"), [("sm_80", 0), ("sm_90a", WAITS), ("sm_121a", WAITS)])
@@ -39,10 +40,10 @@ def test_both_decode_kernels_fit_a_multiprocessor_together_where_tokens_are_two(
     report = build(CATALOG, [parse("sm_90a")], tmp_path, selection=MODULE, store=Store(shared_cache))
     entries = [e for e in open_bundle(report.bundles[0]).manifest.cubins if e.kernel in DECODE]
     assert {(e.kernel, e.variant) for e in entries} == {
-        (k.name, v.name) for k in moe_decode.KERNELS for v in k.variants
+        (k.name, v.name) for k in (*moe_decode.KERNELS, *moe_packed.KERNELS) for v in k.variants
     }
     assert all((e.stack, e.flags) == (0, WAITS) for e in entries)
-    for type in ("bf16", "fp16"):
+    for type in ("bf16", "fp16", "nvfp4", "mxfp4"):
         both = [e for e in entries if e.variant == f"{type}_t2"]
         assert sum(e.static_shared + e.dynamic_shared + 1024 for e in both) <= 228 << 10
         assert all(e.registers <= 64 for e in both)

@@ -59,6 +59,7 @@ def test_block_scaled_products_are_of_each_pair_with_and_without_activations() -
 
 
 def test_every_kernel_of_a_moe_layer_is_reached_with_several_chunks() -> None:
-    operations = {"moe_route", "moe_permute", "moe_activation", "moe_quantize", "moe_combine", "moe_decode_up"}
+    operations = {"moe_route", "moe_permute", "moe_activation", "moe_quantize", "moe_combine"}
+    operations |= {"moe_decode_up", "moe_packed_up"}
     assert {c.operation for c in fused_moe()} == operations
     assert any(c.tokens * c.top_k > 4 * CHUNK for c in fused_moe() if c.operation == "moe_permute")

@@ -12,7 +12,7 @@ import numpy as np
 from gemm_emulator import memory
 
 from warpsmith import reference
-from warpsmith.catalog import CATALOG, moe_decode
+from warpsmith.catalog import CATALOG, moe_decode, moe_packed
 from warpsmith.catalog import fused_moe as module
 from warpsmith.catalog.formats import FORMATS
 from warpsmith.catalog.spec import operands
@@ -20,6 +20,8 @@ from warpsmith.ops import moe_args
 from warpsmith.ops import quantization_args as quantizing
 from warpsmith.ops.gated_order import parted
 from warpsmith.ops.gemm_map_args import GLOBAL_D_PER_BATCH
+from warpsmith.ops.prepared_order import restored
+from warpsmith.ops.qtensor import QTensor
 from warpsmith.reference import moe
 from warpsmith.reference.layouts import index_128x4
 
@@ -260,7 +262,59 @@ def _decode_down(variant: str, grid: tuple[int, int, int], p: Any) -> None:
     memory(p.out, out.size, TYPES[kind])[:] = out.astype(TYPES[kind]).reshape(-1)
 
 
+def _packed(codes: int, scales: int, shape: tuple[int, int, int], format: str) -> np.ndarray:
+    """Values of weights in the order for few rows, but for global scales, as their kernels multiply them."""
+    experts, n, k = shape
+    block = FORMATS[format].block[1]
+    data = memory(codes, experts * n * k // 2, np.dtype(np.uint8)).reshape(experts, n, k // 2)
+    small = memory(scales, experts * n * k // block, np.dtype(np.uint8)).reshape(experts, n, k // block)
+    ones = np.ones(experts, np.float32)
+    w = restored(QTensor(data, small, format, shape, global_scale=ones, packing="bf16"))
+    return reference.decode_float64(w.data, w.scales, format, shape=shape) / moe_packed.TOO_SMALL[format]
+
+
+def _scales_of_experts(p: Any, name: str, several: int, format: str) -> np.ndarray:
+    found = memory(getattr(p, name), p.local_experts if p.flags & several else 1, np.dtype(np.float32))
+    return np.broadcast_to(moe_packed.TOO_SMALL[format] / found.astype(np.float64), p.local_experts)
+
+
+def _packed_up(variant: str, grid: tuple[int, int, int], p: Any) -> None:
+    format, tile = variant.split("_t")
+    assert grid[0] >= 1
+    assert p.tokens <= int(tile)
+    assert p.hidden <= moe_packed.MAX_HIDDEN
+    local, here, weights = _decode_choice(p)
+    w13 = _packed(p.w13, p.scales, (p.local_experts, 2 * p.inner, p.hidden), format)
+    first, second = (
+        _scales_of_experts(p, name, bit, format)
+        for name, bit in zip(("global_scale", "global_scale2"), moe_packed.OWN_SCALES, strict=True)
+    )
+    act, bias = memory(p.act, p.tokens * p.top_k * p.inner, TYPES["bf16"]).reshape(-1, p.inner), _bias(p, 2 * p.inner)
+    for t, j in np.argwhere(here).tolist():
+        x, e = memory(p.x + t * p.x_row, p.hidden, TYPES["bf16"]).astype(np.float64), local[t, j]
+        h = w13[e] @ x * first[e] + bias[e]
+        made = moe.activate(h[None], ACTIVATIONS[p.activation], alpha=p.alpha, limit=p.limit)
+        act[t * p.top_k + j] = (made[0] * weights[t, j] * second[e]).astype(TYPES["bf16"])
+
+
+def _packed_down(variant: str, grid: tuple[int, int, int], p: Any) -> None:
+    format, tile = variant.split("_t")
+    assert p.tokens <= int(tile)
+    assert grid[0] % moe_packed.CLUSTER == 0
+    assert grid[0] // moe_packed.CLUSTER * moe_packed.MOST_ROWS >= p.hidden
+    local, here, weights = _decode_choice(p)
+    w2 = _packed(p.w2, p.scales, (p.local_experts, p.hidden, p.inner), format)
+    act, bias = memory(p.act, p.tokens * p.top_k * p.inner, TYPES["bf16"]).reshape(-1, p.inner), _bias(p, p.hidden)
+    out = np.zeros((p.tokens, p.hidden))
+    for t, j in np.argwhere(here).tolist():
+        e = local[t, j]
+        out[t] += w2[e] @ act[t * p.top_k + j].astype(np.float64) + weights[t, j] * bias[e]
+    memory(p.out, out.size, TYPES["bf16"])[:] = out.astype(TYPES["bf16"]).reshape(-1)
+
+
 KERNELS = {
+    "moe_packed_up": _packed_up,
+    "moe_packed_down": _packed_down,
     "sm12x_gated_gemm": _gated,
     "sm12x_gated_gemm_emulated": _gated,
     "moe_route": _route,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from warpsmith.arch import parse
-from warpsmith.catalog import CATALOG, moe_decode
+from warpsmith.catalog import CATALOG, moe_decode, moe_packed
 from warpsmith.catalog import fused_moe as module
 from warpsmith.catalog.gemm import DEFAULT_PATH, LINEAR_LAYOUT, TILED_LAYOUT
 from warpsmith.catalog.plan import Selection, plan
@@ -77,3 +77,23 @@ def test_the_decode_kernels_are_dispatched_by_tokens() -> None:
             assert choice is not None
             assert choice.variant == f"fp16_{tile}"
             assert "composed" in resolve(CATALOG, problem, DeviceFacts(parse("sm_80").capability)).unsupported
+
+
+def test_the_packed_decode_kernels_have_the_numbers_of_their_catalog() -> None:
+    sources = kernel_sources()
+    shared = sources["fused_moe/packed_decode.cuh"]
+    assert moe_packed.OWN_SCALES == (1 << 4, 1 << 5)
+    assert "kOwnScales13 = 1u << 4, kOwnScales2 = 1u << 5" in shared
+    assert moe_packed.TOO_SMALL == {"nvfp4": 128.0, "mxfp4": 0.5}
+    assert "kTooSmall = kNvfp4 ? 128.0f : 0.5f;" in shared
+    assert f"kMaxHidden = {moe_packed.MAX_HIDDEN};" in sources["fused_moe/sm90_moe_packed_up.cuh"]
+    assert f"kMostTiles = {moe_packed.MOST_ROWS // 16};" in sources["fused_moe/sm90_moe_packed_down.cuh"]
+
+
+def test_the_packed_decode_kernels_are_dispatched_by_tokens() -> None:
+    for operation in (moe_packed.UP, moe_packed.DOWN):
+        for tokens, tile in ((1, "t2"), (2, "t2"), (3, "t8"), (8, "t8")):
+            problem = Problem.of(operation, {"format": "mxfp4"}, {"m": tokens, "n": 2880, "k": 2880})
+            choice = resolve(CATALOG, problem, DeviceFacts(parse("sm_90").capability)).choice
+            assert choice is not None
+            assert choice.variant == f"mxfp4_{tile}"

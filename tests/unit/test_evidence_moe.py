@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from warpsmith.arch import Capability
-from warpsmith.catalog import CATALOG, fused_moe, moe_decode
+from warpsmith.catalog import CATALOG, fused_moe, moe_decode, moe_packed
 from warpsmith.catalog.resolve import DeviceFacts, resolve
 from warpsmith.catalog.spec import Problem
 from warpsmith.evidence import moe, moe_memory
@@ -68,7 +68,7 @@ def test_right_kernels_pass_and_every_kernel_has_cases() -> None:
         for cubin, mismatch, _ in moe.run_moe(HostBench(), case, rng):
             assert mismatch == "", case
             seen.add((cubin.kernel, cubin.variant))
-    kernels = (*fused_moe.KERNELS, *moe_decode.KERNELS)
+    kernels = (*fused_moe.KERNELS, *moe_decode.KERNELS, *moe_packed.KERNELS)
     assert seen == {(kernel.name, variant.name) for kernel in kernels for variant in kernel.variants}
 
 

@@ -47,8 +47,9 @@ def test_tiles_have_the_rows_that_there_are(format: str) -> None:
     for m in (17, 32, 33, 64, 65, 128, 129):
         tile = tile_of(KERNEL, chosen(format=format, m=m, n=16384, mode="masked").variant)
         assert m <= tile.m <= 2 * m
-    groups = [chosen(format=format, m=m, mode="grouped", batches=32).variant for m in (17, 32, 64, 256)]
+    groups = [chosen(format=format, m=m, mode="grouped", batches=32).variant for m in (17, 48, 256, 512)]
     assert groups == [f"{format}_{name}" for name in ("m32", "m64w", "m128", "m256")]
+    assert chosen(format=format, m=512, n=4096).variant.endswith("m128")
     assert chosen(format=format, m=100, n=512).variant == f"{format}_m32"
 
 

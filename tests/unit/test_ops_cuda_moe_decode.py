@@ -69,7 +69,7 @@ def assert_near(got: Any, want: Any) -> None:
     assert (got.double() - want.double()).norm() <= 1e-2 * want.double().norm()
 
 
-@pytest.mark.parametrize(("tokens", "tile"), [(1, "t2"), (2, "t2"), (3, "t8"), (8, "t8")])
+@pytest.mark.parametrize(("tokens", "tile"), [(1, "t2"), (2, "t2"), (3, "t8"), (4, "t8")])
 @pytest.mark.parametrize("kind", ["bf16", "fp16"])
 def test_two_launches_compute_the_reference(launched: Any, tokens: int, tile: str, kind: str) -> None:
     dtype = torch.bfloat16 if kind == "bf16" else torch.float16
@@ -119,3 +119,36 @@ def test_other_layers_are_composed(launched: Any) -> None:
     quantized = ws.Experts(ws.quantize(random(6, 2 * 64, 64), "mxfp8"), ws.quantize(random(6, 64, 64), "mxfp8"))
     assert decode_plan(random(2, 64), logits, quantized, TOP2, 0) is None
     assert launched == []
+
+
+def packed(format: str, **options: Any) -> tuple[ws.Experts, ws.Experts]:
+    """A layer of quantized weights, and the same prepared for few rows."""
+    parts = {"w13": random(5, 2 * 128, 192, seed=1) / 14, "w2": random(5, 192, 128, seed=2) / 11}
+    weights = {name: ws.quantize(w, format) for name, w in parts.items()}
+    few = {name: ws.prepare_weight(w, "bf16", few_rows=True) for name, w in weights.items()}
+    return ws.Experts(**weights, **options), ws.Experts(**few, **options)
+
+
+@pytest.mark.parametrize(("tokens", "tile"), [(1, "t2"), (2, "t2"), (3, "t8"), (4, "t8")])
+@pytest.mark.parametrize("format", ["nvfp4", "mxfp4"])
+def test_two_launches_read_weights_prepared_for_few_rows(launched: Any, format: str, tokens: int, tile: str) -> None:
+    biases = {"bias13": random(5, 2 * 128, seed=4), "bias2": random(5, 192, seed=5, dtype=torch.float32)}
+    layer, few = packed(format, activation="swiglu_oai", **biases)
+    x, logits = random(tokens, 192), random(tokens, 5, seed=3)
+    assert_near(run(x, logits, few), ws.fused_moe(x, logits, layer, TOP2))
+    grids = {"moe_packed_up": 7, "moe_packed_down": 6}
+    assert launched == [(name, f"{format}_{tile}", (blocks, 1, 1)) for name, blocks in grids.items()]
+
+
+def test_which_layers_of_prepared_weights_have_two_launches() -> None:
+    from warpsmith.ops.cuda_moe_decode import _kernels
+
+    layer, few = packed("mxfp4")
+    other = packed("nvfp4")[1]
+    x = random(1, 192)
+    assert _kernels(x, few.w13, few.w2) is not None
+    assert _kernels(x.half(), few.w13, few.w2) is None
+    assert _kernels(x, few.w13, layer.w2) is None
+    assert _kernels(x, layer.w13, layer.w2) is None
+    assert _kernels(x, few.w13, other.w2) is None
+    assert _kernels(x, random(5, 2 * 128, 192), few.w2) is None

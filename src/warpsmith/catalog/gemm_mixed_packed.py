@@ -70,6 +70,8 @@ KERNEL = Kernel(
 """Its row of the catalog."""
 
 _FEW = Bound(("n", "batches"), maximum=64, per_sm=True)
+_FOUR_ROWS = Bound(("n", "batches"), maximum=32, per_sm=True)
+"""Four rows of tiles of 128 × 128 are one wave."""
 _TINY = Bound(("n", "batches"), maximum=16, per_sm=True)
 
 
@@ -80,14 +82,15 @@ def _rule(tile: str, m: int = 0, *bounds: Bound, grouped: bool = False) -> Rule:
 
 TUNING = (
     _rule("m32", 20, grouped=True),
-    _rule("m64w", 44, grouped=True),
-    _rule("m128", 160, grouped=True),
+    _rule("m64w", 56, grouped=True),
+    _rule("m128", 320, grouped=True),
     _rule("m256", grouped=True),
     _rule("m32", 32),
     _rule("m64", 64),
     _rule("m32", 128, _TINY),
     _rule("m128", 128),
     _rule("m128", 256, _FEW),
+    _rule("m128", 512, _FOUR_ROWS),
     _rule("m256"),
 )
 SPLITS = (

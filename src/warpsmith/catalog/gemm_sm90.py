@@ -70,11 +70,13 @@ class Tile(NamedTuple):
 
 TILES = {
     "t128x256": Tile(128, 256),
+    "t128x224": Tile(128, 224),
     "t128x128": Tile(128, 128),
     "t128x64": Tile(128, 64),
     "t64x128": Tile(64, 128),
     "s192": Tile(192, 64, swap=True),
     "s136": Tile(136, 256, swap=True),
+    "s128k2": Tile(128, 64, swap=True, groups=1, parts=2),
     "s64k2": Tile(64, 64, swap=True, groups=1, parts=2),
     "s32": Tile(32, 64, swap=True, groups=1, blocks=2),
     "s32k2": Tile(32, 64, swap=True, groups=1, blocks=2, parts=2),
@@ -88,16 +90,16 @@ _ONE_BUFFER = ("t128x64", "t64x128", "s32")
 FP8_TILES = {
     name: tile if name in _ONE_BUFFER else tile._replace(buffers=2)
     for name, tile in TILES.items()
-    if name not in ("t128x256", "s136", "s192")
-}
+    if name not in ("t128x256", "t128x224", "s136", "s192", "s128k2")
+} | {"t128x64k2": TILES["t128x64"]._replace(parts=2)}
 """Those of fp8_block."""
 ROW_TILES = {
     name: TILES[name]._replace(period=1)
     for name in ("t128x128", "t128x64", "t64x128", "s32", "s16", "s16k2", "s8", "s8k2")
 }
 """Those of fp8_row and fp8_tensor."""
-_PRODUCT_ALONE = ("s64k2", "s136", "s192")
-"""Tiles without activations: beside them ptxas makes the MMAs of s64k2 and s136 wait for each other (C7514)."""
+_PRODUCT_ALONE = ("s64k2", "s128k2", "s136", "s192")
+"""Tiles without activations: beside them ptxas makes the MMAs of all but s192 wait for each other (C7514)."""
 
 
 def tiles_of(a: str) -> dict[str, Tile]:
@@ -113,9 +115,12 @@ def tile_of(a: str, name: str) -> Tile:
 
 
 _WITNESS_ROWS = {
+    "t128x224": 570,
     "s136": 800,
     "s192": 192,
     "t128x64": 128,
+    "t128x64k2": 128,
+    "s128k2": 128,
     "t64x128": 64,
     "s64k2": 64,
     "s32": 32,
@@ -126,6 +131,7 @@ _WITNESS_ROWS |= {"s16k2": 16, "s8": 8, "s8k2": 8}
 _NARROW, _WIDE, _TWO_WAVES_OF_48 = 1024, 16384, 80 * 48
 """Columns: few for any GPU; more than any rule's; and for the multiprocessors that witnesses are resolved for."""
 _LARGE = 4096
+_COLUMNS = {"s136": _TWO_WAVES_OF_48, "s192": _TWO_WAVES_OF_48, "t128x224": 32 * 224, "t128x64k2": 1536, "s128k2": 1536}
 
 _MMA = {"bf16": r"HGMMA\.64x\d+x16\.F32\.BF16", "fp16": r"HGMMA\.64x\d+x16\.F32$", "fp8": r"QGMMA\.64x\d+x32"}
 _LOADS = ("UTMALDG\\.3D", "SYNCS\\.ARRIVE", "WARPGROUP\\.DEPBAR", "STSM\\.16", "ACQBULK", "PREEXIT")
@@ -134,10 +140,10 @@ _LOADS = ("UTMALDG\\.3D", "SYNCS\\.ARRIVE", "WARPGROUP\\.DEPBAR", "STSM\\.16", "
 def _witnesses(a: str, format: str, name: str) -> tuple[Problem, ...]:
     """A problem that the tile is chosen for: with 16-bit operands t128x128 is for groups alone."""
     found = witness(format, _WITNESS_ROWS.get(name, _LARGE))
-    sizes = {"n": _TWO_WAVES_OF_48 if name in ("s136", "s192") else _NARROW if tile_of(a, name).parts > 1 else _WIDE}
+    sizes = {"n": _COLUMNS.get(name, _NARROW if tile_of(a, name).parts > 1 else _WIDE)}
     found = found._replace(dims=tuple((d, sizes.get(d, size)) for d, size in found.dims))
     if name == "t128x128" and a in PLAIN:
-        dims = {**dict(found.dims), "m": 256, "batches": 8}
+        dims = {**dict(found.dims), "m": 128, "batches": 8}
         found = Problem.of("gemm", {**dict(found.fields), "mode": "grouped"}, dims)
     return (found,)
 
@@ -215,10 +221,15 @@ _MORE_THAN_128 = Bound(("m",), 129, 192)
 _MORE_THAN_32 = Bound(("m",), 33, 64)
 _NEARLY_ENOUGH = Bound(("n", "batches"), minimum=24, per_sm=True)
 """With two parts of K, tiles of 192 × 64 have most multiprocessors."""
+_NEARLY_FULL = tuple(Bound(("m", "n", "batches"), 28672 * w - 3840, 28672 * w, per_sm=True) for w in (1, 2, 3, 4))
+"""So many waves of tiles of 128 × 224, of which the last one lacks an eighth of its tiles at most."""
+_BY_224 = Bound(("n",), 32 * 224 - 111, 32 * 224)
+_MORE_THAN_64 = Bound(("m",), 65, 128)
 _HALF_A_WAVE = Bound(("m", "n", "batches"), maximum=16384, per_sm=True)
 """Tiles of 128 × 256 would leave half the multiprocessors without any."""
 _SIXTEEN_BITS = (("format", _PLAIN),)
 _BLOCKS = (("format", (pair("fp8_block", "fp8_block_128x128"),)),)
+_GROUPED_BLOCKS = _BLOCKS + _GROUPED[1:]
 _NOT_WHOLE = (("format", (*_PLAIN, *_BLOCKS[0][1])),)
 _WHOLE = (("format", tuple(pair(a, b) for a, b in WHOLE_SCALED)),)
 
@@ -238,7 +249,11 @@ TUNING = (
     _rule("s8", m=4, fields=_GROUPED),
     _rule("s16", m=12, fields=_GROUPED),
     _rule("t64x128", m=64, fields=_GROUPED),
-    _rule("t128x128", m=256, fields=_GROUPED),
+    _rule("t128x128", m=192, fields=_GROUPED),
+    _rule("s8", m=4, fields=_GROUPED_BLOCKS),
+    _rule("s16", m=10, fields=_GROUPED_BLOCKS),
+    _rule("t64x128", m=56, fields=_GROUPED_BLOCKS),
+    _rule("t128x128", fields=_GROUPED_BLOCKS),
     _rule("s8k2", _FEW, _LONG, m=8, fields=_DENSE),
     _rule("s8", m=8),
     _rule("s16k2", _FEW, _LONG, m=16, fields=_DENSE),
@@ -252,12 +267,15 @@ TUNING = (
     _rule("s32", m=64, n=4096, fields=_DENSE),
     _rule("s32", m=128, n=1024, fields=_DENSE),
     _rule("t64x128", m=64),
+    _rule("s128k2", _MORE_THAN_64, _FEW, _LONGER, fields=_SIXTEEN_BITS + _DENSE),
+    _rule("t128x64k2", _MORE_THAN_64, _FEW, _LONGER, fields=_BLOCKS + _DENSE),
     _rule("t128x64", m=128, fields=_DENSE),
     _rule("s192", _MORE_THAN_128, _NEARLY_ENOUGH, _LONGER, fields=_SIXTEEN_BITS + _DENSE),
     _rule("t128x64", _FEW, m=256, fields=_DENSE),
     _rule("s192", _MORE_THAN_128, fields=_SIXTEEN_BITS + _DENSE),
     _rule("s136", *_ONE_WAVE, fields=_SIXTEEN_BITS + _DENSE),
     _rule("s136", *_TWO_WAVES, fields=_SIXTEEN_BITS + _DENSE),
+    *(_rule("t128x224", some, _BY_224, fields=_SIXTEEN_BITS + _DENSE) for some in _NEARLY_FULL),
     *(_rule("t128x128", some, fields=_SIXTEEN_BITS + _DENSE) for some in _HALF_FULL),
     _rule("t128x128", m=128),
     _rule("t128x128", _HALF_A_WAVE, fields=_DENSE),

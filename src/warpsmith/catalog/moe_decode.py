@@ -34,25 +34,27 @@ OPERATIONS = tuple(Operation(name, (("type", PLAIN),), _DIMS) for name in (UP, D
 _ROUTER = ("tokens", "experts", "top_k", "rule", "n_group", "topk_group")
 
 
-def _many(ctype: str, *names: str) -> tuple[Param, ...]:
+def many(ctype: str, *names: str) -> tuple[Param, ...]:
+    """Parameters of one C type."""
     return tuple(Param(name, ctype) for name in names)
 
 
-_HERE = (*_many("u32", *_ROUTER), Param("scale", "f32"), *_many("u32", "expert_offset", "local_experts"))
+HERE = (*many("u32", *_ROUTER), Param("scale", "f32"), *many("u32", "expert_offset", "local_experts"))
+"""What both kernels need to route tokens."""
 _PARAMS = {
     UP: (
-        *_many("ptr", "x", "w13", "bias", "logits", "route_bias", "num_tokens", "act"),
-        *_many("i64", "x_row", "logits_row"),
-        *_HERE,
-        *_many("u32", "inner", "hidden", "activation"),
-        *_many("f32", "alpha", "limit"),
+        *many("ptr", "x", "w13", "bias", "logits", "route_bias", "num_tokens", "act"),
+        *many("i64", "x_row", "logits_row"),
+        *HERE,
+        *many("u32", "inner", "hidden", "activation"),
+        *many("f32", "alpha", "limit"),
         Param("flags", "u32"),
     ),
     DOWN: (
-        *_many("ptr", "act", "w2", "bias", "logits", "route_bias", "num_tokens", "out"),
+        *many("ptr", "act", "w2", "bias", "logits", "route_bias", "num_tokens", "out"),
         Param("logits_row", "i64"),
-        *_HERE,
-        *_many("u32", "inner", "hidden", "flags"),
+        *HERE,
+        *many("u32", "inner", "hidden", "flags"),
     ),
 }
 _MMA = {"bf16": r"HMMA\.16816\.F32\.BF16", "fp16": r"HMMA\.16816\.F32$"}

@@ -154,4 +154,8 @@ PROMISES = (
     *_rows("moe_decode_down", (NO_FORMAT,), _SM90, "moe_decode_down"),
     *_rows("moe_decode_up", (NO_FORMAT,), _except(_EVERYWHERE, _SM90), None, reason=_NO_DECODE),
     *_rows("moe_decode_down", (NO_FORMAT,), _except(_EVERYWHERE, _SM90), None, reason=_NO_DECODE),
+    *_rows("moe_packed_up", ("nvfp4", "mxfp4"), _SM90, "moe_packed_up"),
+    *_rows("moe_packed_down", ("nvfp4", "mxfp4"), _SM90, "moe_packed_down"),
+    *_rows("moe_packed_up", ("nvfp4", "mxfp4"), _except(_EVERYWHERE, _SM90), None, reason=_NO_DECODE),
+    *_rows("moe_packed_down", ("nvfp4", "mxfp4"), _except(_EVERYWHERE, _SM90), None, reason=_NO_DECODE),
 )

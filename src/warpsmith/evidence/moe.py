@@ -21,12 +21,14 @@ from warpsmith.evidence.moe_cases import (
     CombineCase,
     DecodeCase,
     MoeCase,
+    PackedCase,
     QuantizeRowsCase,
     RouteCase,
     SortCase,
 )
 from warpsmith.evidence.moe_decode import run_decode
 from warpsmith.evidence.moe_memory import Memory, differs, norm_error, twice
+from warpsmith.evidence.moe_packed import run_packed
 from warpsmith.evidence.moe_quantize import run_quantize_rows
 from warpsmith.ops import moe_args as arguments
 from warpsmith.reference import moe
@@ -46,6 +48,8 @@ def run_moe(bench: Bench, case: MoeCase, rng: np.random.Generator) -> Iterator[t
         yield from _run_activation(bench, case, rng)
     elif isinstance(case, QuantizeRowsCase):
         yield from run_quantize_rows(bench, case, rng)
+    elif isinstance(case, PackedCase):
+        yield from run_packed(bench, case, rng)
     elif isinstance(case, DecodeCase):
         yield from run_decode(bench, case, rng)
     else:

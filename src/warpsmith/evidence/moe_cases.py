@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from warpsmith.catalog import fused_moe as module
+from warpsmith.catalog import moe_packed
 from warpsmith.catalog.gemm import PLAIN
 from warpsmith.evidence.cases import DISTRIBUTIONS, DTYPES
 from warpsmith.reference import moe
@@ -104,6 +105,15 @@ class DecodeCase:
 
 
 @dataclass(frozen=True)
+class PackedCase(DecodeCase):
+    """The same with 4-bit weights of a `format` in the order for few rows."""
+
+    format: str = "mxfp4"
+
+    operation = "moe_packed_up"
+
+
+@dataclass(frozen=True)
 class QuantizeRowsCase:
     """Sorted rows to quantize: of as many tokens, gathered, or the activation of as many pairs' rows.
 
@@ -127,7 +137,7 @@ class QuantizeRowsCase:
     operation = "moe_quantize"
 
 
-MoeCase = RouteCase | SortCase | ActivationCase | QuantizeRowsCase | CombineCase | DecodeCase
+MoeCase = RouteCase | SortCase | ActivationCase | QuantizeRowsCase | CombineCase | DecodeCase | PackedCase
 
 
 def route_cases() -> Iterator[RouteCase]:
@@ -224,6 +234,40 @@ def decode_cases() -> Iterator[DecodeCase]:
             yield DecodeCase(dtype, tokens, 2, 3, 8, 520, activation="geglu_tanh", counted=tokens - 1)
 
 
+def packed_cases() -> Iterator[PackedCase]:
+    """The cases of the kernels for a few tokens and weights prepared for few rows."""
+    for format in moe_packed.WEIGHTS:
+        for tokens in (1, 2, 3, 8):
+            base = PackedCase(
+                "bf16", tokens, 4, 12, 1088, 96, "bf16", activation="swiglu_oai", bias="bf16", format=format
+            )
+            yield replace(base, inner=192)
+            yield replace(base, hidden=64, inner=64, rule="softmax_topk", activation="geglu", top_k=12, bias="")
+            yield replace(
+                base,
+                hidden=192,
+                inner=128,
+                experts=40,
+                logits="fp32",
+                rule="sigmoid_bias_grouped",
+                top_k=3,
+                local=9,
+                offset=20,
+                bias="fp32",
+                activation="swiglu",
+            )
+            yield replace(
+                base,
+                hidden=448,
+                inner=320,
+                experts=3,
+                top_k=2,
+                rule="softmax_topk_renormalize",
+                activation="geglu_tanh",
+                counted=tokens - 1,
+            )
+
+
 def all_moe_cases() -> Iterator[MoeCase]:
     """Every case of the module."""
     yield from route_cases()
@@ -232,3 +276,4 @@ def all_moe_cases() -> Iterator[MoeCase]:
     yield from quantize_rows_cases()
     yield from combine_cases()
     yield from decode_cases()
+    yield from packed_cases()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from warpsmith.catalog import moe_packed
 from warpsmith.catalog.moe_decode import BIAS_SHIFT, BIAS_TYPES, LOGIT_TYPES, MOST_ROWS
 from warpsmith.ops.moe_args import Launch
 
@@ -50,10 +51,17 @@ def up_launch(
     limit: float,
     bias: str,
     blocks: int,
+    own_scales: tuple[bool, bool] = (False, False),
 ) -> Launch:
-    """Plan ``ws_moe_decode_up``; pointers ``x, w13, bias, logits, route_bias, num_tokens, act``."""
-    tail = (x_row, *router[1:], inner, hidden, activation, alpha, limit, router.flags(bias))
-    return Launch((blocks, 1, 1), tail)
+    """Plan ``ws_moe_decode_up``; pointers ``x, w13, bias, logits, route_bias, num_tokens, act``.
+
+    Or ``ws_moe_packed_up``; pointers ``x, w13, scales, global_scale, global_scale2, bias, logits, route_bias,
+    num_tokens, act``. `own_scales` says whether each expert has global scales of its own of w13, and of w2.
+    """
+    flags = router.flags(bias)
+    for bit, own in zip(moe_packed.OWN_SCALES, own_scales, strict=True):
+        flags |= bit if own else 0
+    return Launch((blocks, 1, 1), (x_row, *router[1:], inner, hidden, activation, alpha, limit, flags))
 
 
 def down_launch(router: Router, *, hidden: int, inner: int, bias: str, blocks: int) -> Launch:
@@ -63,3 +71,12 @@ def down_launch(router: Router, *, hidden: int, inner: int, bias: str, blocks: i
     """
     grid = max(blocks, -(-hidden // MOST_ROWS))
     return Launch((grid, 1, 1), (*router[1:], inner, hidden, router.flags(bias)))
+
+
+def packed_down_launch(router: Router, *, hidden: int, inner: int, bias: str, blocks: int) -> Launch:
+    """Plan ``ws_moe_packed_down``; pointers ``act, w2, scales, bias, logits, route_bias, num_tokens, out``.
+
+    There are whole clusters, at most `blocks` blocks of them, or more where rows of w2 would be too many for them.
+    """
+    clusters = max(blocks // moe_packed.CLUSTER, -(-hidden // moe_packed.MOST_ROWS))
+    return Launch((moe_packed.CLUSTER * clusters, 1, 1), (*router[1:], inner, hidden, router.flags(bias)))

@@ -95,7 +95,7 @@ constexpr u32 kLeftRows = kSwap ? kTileN : kTileM, kRightRows = kSwap ? kTileM :
 constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroupsTile, kGroupsRight = kGroupsTile / kGroupsLeft;
 constexpr u32 kM64 = kLeftRows / kGroupsLeft / 64, kN = kRightRows / kGroupsRight;  // MMA tiles of a warpgroup
 static_assert(kLeftRows % (64 * kGroupsLeft) == 0 && kN % 8 == 0 && kN <= 256, "whole MMA tiles");
-static_assert(kSwap || kN % 64 == 0 || kN == 32, "parts of D have 64 columns or 32");
+static_assert(kSwap || (kN % 32 == 0 && kN != 96), "parts of D have 64 columns or 32, the last one perhaps shared");
 
 using Sums = float[kM64][kN / 2];
 
@@ -149,7 +149,7 @@ struct Scales {
 
 // Each warp writes D by parts of 2 KB, which pass through shared memory of its own; where the copy engine takes them from
 // there, it has two. Then come 64 values of bias.
-constexpr bool kStores = !kSwap && kN % 64 == 0;  // parts have rows of 128 bytes
+constexpr bool kStores = !kSwap && kN >= 64;  // parts have rows of 128 bytes
 constexpr u32 kPartBytes = 2048, kOwnParts = kStores ? 2 : 1, kOwnBytes = kOwnParts * kPartBytes + 256;
 
 // Warpgroups that take stages of a tile by turns leave their sums for the first ones.

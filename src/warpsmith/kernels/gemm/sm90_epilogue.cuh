@@ -103,6 +103,7 @@ template <bool kFloats, u32 kColumns>
 WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 own,
                           u32 first_row, u32 first_column, u32 lane) {
   constexpr u32 bytes = kFloats ? 4 : 2, columns = kColumns < 128 / bytes ? kColumns : 128 / bytes, chunks = columns * bytes / 16;
+  constexpr u32 pieces = (kColumns + columns - 1) / columns;
   const u32 g = lane / 4, t = lane % 4, addends = own + kOwnParts * kPartBytes;
   constexpr u32 each = chunks / 2, kStep = 16 / each;  // stores of a lane, and the rows between them
   constexpr bool by_map = kStores && !kFloats && columns == 64;
@@ -111,12 +112,14 @@ WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const 
   const u32 chunk_row = lane / chunks, chunk = lane % chunks;
   u8* const to = out.d + (first_row + chunk_row) * out.row + static_cast<i64>(first_column) * bytes + chunk * 16;
 #pragma unroll
-  for (u32 start = 0; start < kColumns; start += columns) {
-    const u32 part = own + (by_map ? start / columns % kOwnParts * kPartBytes : 0);
-    if (start % 64 == 0) bias.stage(addends, first_column + start + 2 * lane, lane);
+  for (u32 piece = 0; piece < pieces; ++piece) {
+    // the last part may begin in the one before it, and then writes the same bits again
+    const u32 start = min(piece * columns, kColumns - columns);
+    const u32 part = own + (by_map ? piece % kOwnParts * kPartBytes : 0);
+    if (!kFloats || start % 64 == 0) bias.stage(addends, first_column + start + 2 * lane, lane);
     if constexpr (by_map) {
       // an even number of parts takes the two places by turns, and so does the next row of them
-      if (stores && kColumns / columns % 2 == 0) {
+      if (stores && pieces % 2 == 0) {
         wait_for_stores_to_read<1>();
       } else {
         wait_for_stores_to_read<0>();
@@ -129,7 +132,7 @@ WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const 
 #pragma unroll
       for (u32 i = 0; i < 4; ++i) {  // rows g and g + 8 of 8 columns, then of the next 8
         const u32 from = (start / 8 + j + i / 2) * 4 + i % 2 * 2, column = start + (j + i / 2) * 8 + 2 * t;
-        const float2 add = bias.staged(addends, column % 64);
+        const float2 add = bias.staged(addends, kFloats ? column % 64 : column - start);
         const float x = __fmaf_rn(sums[from], alpha, add.x), y = __fmaf_rn(sums[from + 1], alpha, add.y);
         if constexpr (kFloats) {
           const u32 row = g + i % 2 * 8, chunk = ((j + i / 2) * 2 + t / 2) ^ (row % 4 * 2);
