@@ -58,8 +58,7 @@ PAIRS = {"fp8_block": ("fp8_block", "fp8_block_128x128"), **PREPARED}
 """What is measured with quantized activations: their format, and that of the weights."""
 
 FEW_ROWS = {f"{name}_few_rows": name for name in ("nvfp4", "mxfp4")}
-"""What is measured with weights in the order for few rows: their format. At decode alone."""
-_MOST_FEW = 64
+"""What is measured with weights in the order for few rows: their format."""
 
 _GROUPED = "sigmoid_bias_grouped"
 MODELS = (
@@ -164,7 +163,7 @@ def _measure(model: Model, format: str, tokens: Sequence[int], most: dict[str, f
     routing = ws.Routing(model.rule, model.top_k, **options)
     plain = tuple(w if format == "bf16" else ws.dequantize(w, "bfloat16") for w in (w13, w2))
     del w13, w2
-    rows = [_row(model, format, layer, routing, plain, t, most, notes) for t in tokens if not few or t <= _MOST_FEW]
+    rows = [_row(model, format, layer, routing, plain, t, most, notes) for t in tokens]
     if 1 in tokens:
         rows.append(_host_row(model, format, layer, routing))
     return rows
