@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 from warpsmith.bench import ceilings
-from warpsmith.bench.gemm_peers import FP8_BLOCKS, SAME, SAME_SCALE
+from warpsmith.bench.gemm_peers import FP8_BLOCKS, SAME, SAME_SCALE, failure
 from warpsmith.bench.result import Row
-from warpsmith.bench.timing import gpu_time
+from warpsmith.bench.timing import by_turns
 
 SHAPES = ((8, 512, 4096, 7168), (32, 128, 4096, 7168), (16, 256, 7168, 2048), (8, 64, 4096, 7168))
 """Groups, rows a group, N, K."""
 FORMATS = ("bf16_x_bf16", FP8_BLOCKS)
+_OURS, _DENSE = "ours", "dense"
 _SETS = 2
 """The weights of a few groups are far larger than the L2."""
 
@@ -46,20 +47,21 @@ def _row(format: str, mode: str, shape: tuple[int, int, int, int], most: dict[st
     blocks = format == FP8_BLOCKS
     moved = (m * k + groups * n * k) * (1 if blocks else 2) + 2 * m * n
     floors = ceilings.floors(most, moved, 2 * m * n * k, ceilings.FP8 if blocks else ceilings.BF16)
-    peers: dict[str, float] = {}
+    contenders = {_OURS: ours, _DENSE: dense}
     what = f"{format} {mode} {groups}×{each}×{n}×{k}"
     try:
         mine, theirs = (one().reshape(m, n).float() for one in (ours[0], peer[0]))
         difference = float((mine - theirs).norm() / theirs.norm())
         if difference <= (SAME_SCALE if blocks else SAME):
-            peers["torch._grouped_mm bf16"] = gpu_time(peer)
+            contenders["torch._grouped_mm bf16"] = peer
         else:
             notes.append(f"torch._grouped_mm, {what}: its result differs by {difference:.1e}; not counted")
     except Exception as error:
-        notes.append(f"torch._grouped_mm, {what}: {type(error).__name__}: {str(error)[:200]}")
-    details = {**floors, "dense": gpu_time(dense)}
+        notes.append(failure("torch._grouped_mm", what, error))
+    times = by_turns(contenders, lambda name, error: notes.append(failure(name, what, error)))
+    details = {**floors, _DENSE: times.pop(_DENSE)}
     told = {"groups": groups, "rows": each, "n": n, "k": k}
-    return Row(f"{format} {mode}", told, gpu_time(ours), max(floors.values()), moved, peers, details)
+    return Row(f"{format} {mode}", told, times.pop(_OURS), max(floors.values()), moved, times, details)
 
 
 def _quantized(format: str, x: Any, w: Any) -> tuple[Any, Any]:

@@ -130,9 +130,9 @@ PEERS: dict[str, Callable[[str, Sequence[Operands]], Peer | None]] = {
 """By name; None where it has no such product or is not installed."""
 
 
-def times(what: str, format: str, sets: Sequence[Operands], notes: list[str]) -> dict[str, float]:
-    """The times of the peers whose output is ours (in `out` of `sets`); why others do not count goes to `notes`."""
-    found: dict[str, float] = {}
+def right(what: str, format: str, sets: Sequence[Operands], notes: list[str]) -> dict[str, Sequence[Call]]:
+    """The calls of peers whose output is ours (in `out` of `sets`); why others do not count goes to `notes`."""
+    found: dict[str, Sequence[Call]] = {}
     mine = sets[0].out.float()
     for name, make in PEERS.items():
         try:
@@ -144,7 +144,12 @@ def times(what: str, format: str, sets: Sequence[Operands], notes: list[str]) ->
             if not difference <= peer.same:
                 notes.append(f"{name}, {what}: its result differs by {difference:.1e}; not counted")
             else:
-                found[name] = gpu_time(peer.calls)
+                found[name] = peer.calls
         except Exception as error:
-            notes.append(f"{name}, {what}: {type(error).__name__}: {str(error)[:200]}")
+            notes.append(failure(name, what, error))
     return found
+
+
+def failure(name: str, what: str, error: Exception) -> str:
+    """A note on a peer that cannot run."""
+    return f"{name}, {what}: {type(error).__name__}: {str(error)[:200]}"

@@ -9,17 +9,18 @@ from functools import partial
 from typing import Any
 
 from warpsmith.bench import ceilings
+from warpsmith.bench.gemm_peers import Call, failure
 from warpsmith.bench.moe_peers import PEERS, Given
 from warpsmith.bench.moe_products import PREFILL, PRODUCTS, products
 from warpsmith.bench.result import Result, Row, environment
-from warpsmith.bench.timing import gpu_time, host_time
+from warpsmith.bench.timing import by_turns, gpu_time, host_time
 from warpsmith.catalog.fp4_gemm import PAIRS as BLOCK_SCALED
 from warpsmith.catalog.fused_moe import TILED_FORMATS
 from warpsmith.catalog.spec import pair
 from warpsmith.errors import DriverError, InvalidArgumentError
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192)
-_SETS = 4
+_SETS, _OURS = 4, "ours"
 _SAME, _SAME_QUANTIZED = 2e-2, 8e-2
 """Relative difference up to which a peer does the same work: it rounds elsewhere, and it quantizes no activations."""
 
@@ -192,7 +193,6 @@ def _row(
     def ours(i: int) -> Any:
         return ws.fused_moe(xs[i], logits[i], layer, routing, out=outs[i])
 
-    time = gpu_time([partial(ours, i) for i in range(_SETS)])
     chosen = [ws.route(one, routing) for one in logits]
     hit = sum(len(ids.unique()) for ids, _ in chosen) / _SETS
     per_expert = sum(_bytes(w) for w in (layer.w13, layer.w2)) / model.experts
@@ -203,19 +203,22 @@ def _row(
         Given(format, x, one, *pair, *plain, layer, routing)
         for x, one, pair in zip(xs, logits, chosen, strict=True)
     ]  # fmt: skip
-    times = _peer_times(f"{model.name} {format}, {tokens} tokens", given, ours(0), notes)
     name = f"{model.name} {format}"
+    what = f"{name}, {tokens} tokens"
+    contenders = _right_peers(what, given, ours(0), notes)
+    contenders[_OURS] = [partial(ours, i) for i in range(_SETS)]
+    times = by_turns(contenders, lambda peer, error: notes.append(failure(peer, what, error)))
     details = floors
     if tokens >= PREFILL:
         made = [products(x, ids, layer) for x, (ids, _) in zip(xs, chosen, strict=True)]
         alone = [run for run in made if run is not None]
         details = {**floors, PRODUCTS: gpu_time(alone)} if alone else floors
-    return Row(name, {"tokens": tokens}, time, max(floors.values()), int(hit * per_expert), times, details)
+    return Row(name, {"tokens": tokens}, times.pop(_OURS), max(floors.values()), int(hit * per_expert), times, details)
 
 
-def _peer_times(what: str, given: Sequence[Given], mine: Any, notes: list[str]) -> dict[str, float]:
-    """The times of the peers whose output is right; why the others do not count goes to the notes."""
-    times: dict[str, float] = {}
+def _right_peers(what: str, given: Sequence[Given], mine: Any, notes: list[str]) -> dict[str, list[Call]]:
+    """The calls of the peers whose output is right; why the others do not count goes to the notes."""
+    found: dict[str, list[Call]] = {}
     for name, make in PEERS.items():
         try:
             made = [peer for peer in (make(one) for one in given) if peer is not None]
@@ -225,10 +228,10 @@ def _peer_times(what: str, given: Sequence[Given], mine: Any, notes: list[str]) 
             if not difference <= (_SAME if given[0].layer.format is None else _SAME_QUANTIZED):
                 notes.append(f"{name}, {what}: its result differs by {difference:.1e}; not counted")
             else:
-                times[name] = gpu_time([peer.timed for peer in made])
+                found[name] = [peer.timed for peer in made]
         except Exception as error:
-            notes.append(f"{name}, {what}: {type(error).__name__}: {str(error)[:200]}")
-    return times
+            notes.append(failure(name, what, error))
+    return found
 
 
 def _bytes(w: Any) -> int:

@@ -45,7 +45,7 @@ class Tile(NamedTuple):
     blocks
         Blocks that share a multiprocessor.
     buffers
-        fp8_block: with 2, a stage's sums are added while the next one's are made.
+        fp8_block, fp8_row: with 2, a stage's sums are added while the next one's are made.
     parts
         Blocks of a cluster that divide the K of a tile.
     period
@@ -74,10 +74,11 @@ TILES = {
     "t128x128": Tile(128, 128),
     "t128x64": Tile(128, 64),
     "t64x128": Tile(64, 128),
+    "t64x64": Tile(64, 64, groups=1),
+    "t64x64k2": Tile(64, 64, groups=1, parts=2),
     "s192": Tile(192, 64, swap=True),
     "s136": Tile(136, 256, swap=True),
     "s128k2": Tile(128, 64, swap=True, groups=1, parts=2),
-    "s64k2": Tile(64, 64, swap=True, groups=1, parts=2),
     "s32": Tile(32, 64, swap=True, groups=1, blocks=2),
     "s32k2": Tile(32, 64, swap=True, groups=1, blocks=2, parts=2),
     "s16": Tile(16, 128, swap=True),
@@ -86,19 +87,21 @@ TILES = {
     "s8k2": Tile(8, 64, swap=True, groups=1, blocks=2, parts=2),
 }
 """By name: `t` for tiles whose rows of A are the 64-row operand, `s` (swapped) for others, `k2` for two parts of K."""
-_ONE_BUFFER = ("t128x64", "t64x128", "s32")
+_SIXTEEN_BITS_ALONE = ("t128x256", "t128x224", "s136", "s192", "s128k2")
+_EIGHT_BITS_ALONE = {"t128x64k2": Tile(128, 64, parts=2)}
 FP8_TILES = {
-    name: tile if name in _ONE_BUFFER else tile._replace(buffers=2)
-    for name, tile in TILES.items()
-    if name not in ("t128x256", "t128x224", "s136", "s192", "s128k2")
-} | {"t128x64k2": TILES["t128x64"]._replace(parts=2)}
+    name: tile._replace(buffers=1 if name == "s32" else 2)
+    for name, tile in (TILES | _EIGHT_BITS_ALONE).items()
+    if name not in _SIXTEEN_BITS_ALONE
+}
 """Those of fp8_block."""
 ROW_TILES = {
-    name: TILES[name]._replace(period=1)
-    for name in ("t128x128", "t128x64", "t64x128", "s32", "s16", "s16k2", "s8", "s8k2")
+    name: tile._replace(period=1, buffers=1 if tile.swap else 2)
+    for name, tile in (TILES | _EIGHT_BITS_ALONE).items()
+    if name not in (*_SIXTEEN_BITS_ALONE, "s32k2")
 }
 """Those of fp8_row and fp8_tensor."""
-_PRODUCT_ALONE = ("s64k2", "s128k2", "s136", "s192")
+_PRODUCT_ALONE = ("s128k2", "s136", "s192")
 """Tiles without activations: beside them ptxas makes the MMAs of all but s192 wait for each other (C7514)."""
 
 
@@ -122,7 +125,8 @@ _WITNESS_ROWS = {
     "t128x64k2": 128,
     "s128k2": 128,
     "t64x128": 64,
-    "s64k2": 64,
+    "t64x64": 64,
+    "t64x64k2": 64,
     "s32": 32,
     "s32k2": 32,
     "s16": 16,
@@ -131,7 +135,14 @@ _WITNESS_ROWS |= {"s16k2": 16, "s8": 8, "s8k2": 8}
 _NARROW, _WIDE, _TWO_WAVES_OF_48 = 1024, 16384, 80 * 48
 """Columns: few for any GPU; more than any rule's; and for the multiprocessors that witnesses are resolved for."""
 _LARGE = 4096
-_COLUMNS = {"s136": _TWO_WAVES_OF_48, "s192": _TWO_WAVES_OF_48, "t128x224": 32 * 224, "t128x64k2": 1536, "s128k2": 1536}
+_COLUMNS = {
+    "s136": _TWO_WAVES_OF_48,
+    "s192": _TWO_WAVES_OF_48,
+    "t128x224": 32 * 224,
+    "t128x64k2": 1536,
+    "s128k2": 1536,
+    "t64x64": 2 * _LARGE,
+}
 
 _MMA = {"bf16": r"HGMMA\.64x\d+x16\.F32\.BF16", "fp16": r"HGMMA\.64x\d+x16\.F32$", "fp8": r"QGMMA\.64x\d+x32"}
 _LOADS = ("UTMALDG\\.3D", "SYNCS\\.ARRIVE", "WARPGROUP\\.DEPBAR", "STSM\\.16", "ACQBULK", "PREEXIT")
@@ -210,6 +221,8 @@ _FEW = Bound(("n", "batches"), maximum=32, per_sm=True)
 """Two blocks for each 64 columns have a multiprocessor each: parts of K, or tiles of rows."""
 _SMALL = Bound(("m", "n", "batches"), maximum=512, per_sm=True)
 """Likewise for each tile of 16 × 64."""
+_NOT_MANY = Bound(("n", "batches"), maximum=192, per_sm=True)
+"""Three tiles of 64 columns for each multiprocessor."""
 _LONG, _HALF_LONG, _LONGER = (Bound(("k",), minimum=k) for k in (1024, 2048, 4096))
 _TWO_WAVES = (Bound(("m",), 6 * 128 + 1, 6 * 136), Bound(("n", "batches"), 65, 85, per_sm=True))
 """Six rows of tiles of 136 × 256 are two waves, seven of 128 × 256 more."""
@@ -239,7 +252,10 @@ _ROW_TUNING = (
     _rule("s16k2", _FEW, _LONG, m=16, fields=_WHOLE + _DENSE),
     _rule("s16", m=16, fields=_WHOLE),
     _rule("s32", m=32, fields=_WHOLE),
+    _rule("t64x64k2", _FEW, _HALF_LONG, m=64, fields=_WHOLE + _DENSE),
+    _rule("t64x64", _NOT_MANY, m=64, fields=_WHOLE + _DENSE),
     _rule("t64x128", m=64, fields=_WHOLE),
+    _rule("t128x64k2", _FEW, _LONGER, m=128, fields=_WHOLE + _DENSE),
     _rule("t128x64", m=128, fields=_WHOLE + _DENSE),
     _rule("t128x64", _FEW, m=256, fields=_WHOLE + _DENSE),
     _rule("t128x128", fields=_WHOLE),
@@ -259,13 +275,14 @@ TUNING = (
     _rule("s16k2", _FEW, _LONG, m=16, fields=_DENSE),
     _rule("s16", m=16),
     _rule("s32k2", _FEW, _LONGER, m=32, fields=_NOT_WHOLE + _DENSE),
-    _rule("s64k2", _FEW, _LONGER, m=64, fields=_BLOCKS + _DENSE),
     _rule("s16k2", _SMALL, _LONG, m=128, fields=_DENSE),
-    _rule("s64k2", _MORE_THAN_32, _FEW, _HALF_LONG, fields=_SIXTEEN_BITS + _DENSE),
+    _rule("t64x64k2", _MORE_THAN_32, _FEW, _HALF_LONG, fields=_SIXTEEN_BITS + _DENSE),
     _rule("s32", m=32),
-    _rule("s64k2", _LONGER, m=128, n=1024, fields=_NOT_WHOLE + _DENSE),
+    _rule("t64x64k2", _FEW, _HALF_LONG, m=64, fields=_BLOCKS + _DENSE),
+    _rule("t64x64k2", _LONGER, m=128, n=1024, fields=_NOT_WHOLE + _DENSE),
     _rule("s32", m=64, n=4096, fields=_DENSE),
     _rule("s32", m=128, n=1024, fields=_DENSE),
+    _rule("t64x64", _NOT_MANY, m=64, fields=_DENSE),
     _rule("t64x128", m=64),
     _rule("s128k2", _MORE_THAN_64, _FEW, _LONGER, fields=_SIXTEEN_BITS + _DENSE),
     _rule("t128x64k2", _MORE_THAN_64, _FEW, _LONGER, fields=_BLOCKS + _DENSE),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two products of 64 x 128 by 128 bytes of K in registers that PTX names and CUDA C++ does not see.
+// Two products of 64 by 64 or 128 by 128 bytes of K in registers that PTX names and CUDA C++ does not see.
 //
 // As arrays of C++, what outlives a turn of a loop is copied at its edges, and long turns spill; a copy of what an MMA
 // has made, or may be making, costs instructions or makes ptxas wait for every MMA. Registers that PTX declares are in
@@ -21,7 +21,8 @@ WS_DEVICE void declare_hidden_products() {
 #define WS_HIDDEN_16(v)                                                                                             \
   v "0, " v "1, " v "2, " v "3, " v "4, " v "5, " v "6, " v "7, " v "8, " v "9, " v "10, " v "11, " v "12, " v "13, " v \
     "14, " v "15"
-#define WS_HIDDEN_64(v) WS_HIDDEN_16(v "0_") ", " WS_HIDDEN_16(v "1_") ", " WS_HIDDEN_16(v "2_") ", " WS_HIDDEN_16(v "3_")
+#define WS_HIDDEN_32(v) WS_HIDDEN_16(v "0_") ", " WS_HIDDEN_16(v "1_")
+#define WS_HIDDEN_64(v) WS_HIDDEN_32(v) ", " WS_HIDDEN_16(v "2_") ", " WS_HIDDEN_16(v "3_")
 #define WS_HIDDEN_ADD(v, i, factor) "fma.rn.f32 %" #i ", " v #i ", %" #factor ", %" #i ";\n\t"
 #define WS_HIDDEN_ADD_4(v, a, b, c, d) \
   WS_HIDDEN_ADD(v, a, 16) WS_HIDDEN_ADD(v, b, 16) WS_HIDDEN_ADD(v, c, 17) WS_HIDDEN_ADD(v, d, 17)
@@ -30,15 +31,25 @@ WS_DEVICE void declare_hidden_products() {
                  WS_HIDDEN_ADD_4(v, 8, 9, 10, 11) WS_HIDDEN_ADD_4(v, 12, 13, 14, 15) : WS_WGMMA_F16(i) \
                : "f"(low), "f"(high))
 
-// Number kWhich: 0 or 1. MMAs and additions of one are ordered by waits as those of an array are.
-template <u32 kWhich>
+// Number kWhich, 0 or 1, of 64 or 128 columns. MMAs and additions of one are ordered by waits as those of an array are.
+template <u32 kWhich, u32 kColumns>
 struct HiddenProduct;
 
-// start_e4m3(a, b) starts the MMAs. add_to(d, low, high) adds the product to the 64 sums of d, times `low` in row g of a
-// lane and `high` in row g + 8.
-#define WS_DEFINE_HIDDEN_PRODUCT(which, v)                                                                         \
+// start_e4m3(a, b) starts the MMAs. add_to(d, low, high) adds the product to the sums d, times `low` in row g of a lane and
+// `high` in row g + 8.
+#define WS_DEFINE_HIDDEN_PRODUCTS(which, v)                                                                        \
   template <>                                                                                                      \
-  struct HiddenProduct<which> {                                                                                    \
+  struct HiddenProduct<which, 64> {                                                                                \
+    WS_DEVICE static void start_e4m3(u64 a, u64 b) {                                                               \
+      asm volatile(WS_WGMMA_PRODUCT("m64n64k32.f32.e4m3.e4m3", WS_HIDDEN_32(v), 0, 1)::"l"(a), "l"(b) : "memory");  \
+    }                                                                                                              \
+    WS_DEVICE static void add_to(float* d, float low, float high) {                                                \
+      WS_HIDDEN_ADD_16(v "0_", 0);                                                                                 \
+      WS_HIDDEN_ADD_16(v "1_", 16);                                                                                \
+    }                                                                                                              \
+  };                                                                                                               \
+  template <>                                                                                                      \
+  struct HiddenProduct<which, 128> {                                                                               \
     WS_DEVICE static void start_e4m3(u64 a, u64 b) {                                                               \
       asm volatile(WS_WGMMA_PRODUCT("m64n128k32.f32.e4m3.e4m3", WS_HIDDEN_64(v), 0, 1)::"l"(a), "l"(b) : "memory"); \
     }                                                                                                              \
@@ -49,7 +60,7 @@ struct HiddenProduct;
       WS_HIDDEN_ADD_16(v "3_", 48);                                                                                \
     }                                                                                                              \
   };
-WS_DEFINE_HIDDEN_PRODUCT(0, "ws_x")
-WS_DEFINE_HIDDEN_PRODUCT(1, "ws_y")
+WS_DEFINE_HIDDEN_PRODUCTS(0, "ws_x")
+WS_DEFINE_HIDDEN_PRODUCTS(1, "ws_y")
 
 }  // namespace ws

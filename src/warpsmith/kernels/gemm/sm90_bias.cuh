@@ -35,8 +35,9 @@ struct Bias {
     __syncwarp();
   }
 
+  // Without any, -0: then a sum of -0 stays what it is where it is written as it is.
   WS_DEVICE float2 staged(u32 from, u32 i) const {
-    u32 words[2] = {};
+    u32 words[2] = {1u << 31, 1u << 31};
     if (type != kNoBias) load_shared(from + i * 4, words);
     return {float_of(words[0]), float_of(words[1])};
   }

@@ -113,8 +113,8 @@ constexpr u32 kBuffers = WS_BUFFERS;
 static_assert(kPeriod == 0 || kM64 == 1, "one MMA tile a warpgroup");
 static_assert(!kPromoted || (kM64 == 1 && kTileN <= 128), "one MMA tile a warpgroup, one of 128 x 128 scales a stage");
 using Part = float[kN / 2];
-// Their products then are in registers that only PTX names: wgmma_hidden.cuh.
-constexpr bool kHidesProducts = kPromoted && kBuffers == 2 && !kSwap && kN == 128;
+// Their products then are in registers that only PTX names, in tiles that are not swapped: wgmma_hidden.cuh.
+constexpr bool kHidesProducts = kBuffers == 2 && !kSwap && (kPromoted || kPeriod != 0);
 
 // ---- warpgroups ---------------------------------------------------------------------------------------------------
 

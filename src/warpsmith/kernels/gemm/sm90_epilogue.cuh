@@ -98,34 +98,84 @@ struct Output {
 // What chunks of a row are spread over the banks by: as the copy engine does, by the address.
 WS_DEVICE u32 spread(u32 part, u32 row) { return (part / 128 + row) % 8; }
 
-// Writes 16 rows of D by kColumns: parts of 16 rows of 128 bytes, whose chunks are spread over the banks.
+// How sums become D: as they are, in the type of 16-bit operands or else bf16, or with alpha and bias and in either type.
+enum class Finish { plain, any };
+
+// 16 rows by 64 columns of 16-bit values to shared memory, in the copy engine's swizzle. The bias is staged.
+template <Finish kFinish>
+WS_DEVICE void put_part(const float* sums, const Output& out, const Bias& bias, float alpha, u32 part, u32 own, u32 lane) {
+  const u32 row = lane % 16, to = part + row * 128, by = spread(own, row);
+#pragma unroll
+  for (u32 j = 0; j < 8; j += 2) {
+    u32 pairs[4];
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {  // rows g and g + 8 of 8 columns, then of the next 8
+      const float x = sums[4 * j + 2 * i], y = sums[4 * j + 2 * i + 1];
+      if constexpr (kFinish == Finish::any) {
+        const float2 add = bias.staged(own + kOwnParts * kPartBytes, (j + i / 2) * 8 + lane % 4 * 2);
+        pairs[i] = out.pack(__fmaf_rn(x, alpha, add.x), __fmaf_rn(y, alpha, add.y));
+      } else {
+        pairs[i] = kType == WgmmaType::fp16 ? pack_f16x2(x, y) : pack_bf16x2(x, y);
+      }
+    }
+    stmatrix_x4(to + ((j + lane / 16) ^ by) * 16, pairs[0], pairs[1], pairs[2], pairs[3]);
+  }
+}
+
+// Writes 16 rows of D by kColumns through the copy engine, which reads parts of 64 columns while the next tile is under
+// way: as many at a time as the warp has places.
+template <Finish kFinish, u32 kColumns>
+WS_DEVICE void store_rows(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 own,
+                          u32 first_row, u32 first_column, u32 lane) {
+  constexpr u32 pieces = div_up(kColumns, 64);
+#pragma unroll
+  for (u32 piece = 0; piece < pieces; piece += kOwnParts) {
+    wait_for_stores_to_read<0>();
+    __syncwarp();
+#pragma unroll
+    for (u32 i = 0; i < kOwnParts && piece + i < pieces; ++i) {
+      // the last part may begin in the one before it, and then writes the same bits again
+      const u32 start = min((piece + i) * 64, kColumns - 64);
+      if (kFinish == Finish::any) {
+        __syncwarp();
+        bias.stage(own + kOwnParts * kPartBytes, first_column + start + 2 * lane, lane);
+      }
+      put_part<kFinish>(sums + start / 2, out, bias, alpha, own + i * kPartBytes, own, lane);
+    }
+    fence_async_shared();
+    __syncwarp();
+    if (lane != 0) continue;
+#pragma unroll
+    for (u32 i = 0; i < kOwnParts && piece + i < pieces; ++i) {
+      store_tensor(*out.p.d_map, static_cast<int>((first_column + min((piece + i) * 64, kColumns - 64)) * 2),
+                   static_cast<int>(out.tile.row + first_row), out.p.is_grouped() ? 0 : static_cast<int>(out.tile.batch),
+                   own + i * kPartBytes);
+    }
+    commit_stores();
+  }
+}
+
+// The same without the copy engine, which takes whole parts of aligned 16-bit D alone: rows behind a group's last are
+// another's. Parts are 16 rows of 128 bytes, whose chunks are spread over the banks.
 template <bool kFloats, u32 kColumns>
 WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 own,
                           u32 first_row, u32 first_column, u32 lane) {
-  constexpr u32 bytes = kFloats ? 4 : 2, columns = kColumns < 128 / bytes ? kColumns : 128 / bytes, chunks = columns * bytes / 16;
+  constexpr u32 bytes = kFloats ? 4 : 2, columns = kColumns < 128 / bytes ? 32 : 128 / bytes, chunks = columns * bytes / 16;
+  static_assert(kColumns >= columns, "no part is wider than the sums");
   constexpr u32 pieces = (kColumns + columns - 1) / columns;
-  const u32 g = lane / 4, t = lane % 4, addends = own + kOwnParts * kPartBytes;
   constexpr u32 each = chunks / 2, kStep = 16 / each;  // stores of a lane, and the rows between them
-  constexpr bool by_map = kStores && !kFloats && columns == 64;
-  // the copy engine takes whole parts alone: rows behind a group's last are another's
-  const bool stores = by_map && out.by_map && first_row + 16 <= out.rows;
+  const u32 g = lane / 4, t = lane % 4, addends = own + kOwnParts * kPartBytes;
+  if constexpr (kStores) {
+    wait_for_stores_to_read<0>();
+    __syncwarp();
+  }
   const u32 chunk_row = lane / chunks, chunk = lane % chunks;
   u8* const to = out.d + (first_row + chunk_row) * out.row + static_cast<i64>(first_column) * bytes + chunk * 16;
 #pragma unroll
   for (u32 piece = 0; piece < pieces; ++piece) {
     // the last part may begin in the one before it, and then writes the same bits again
     const u32 start = min(piece * columns, kColumns - columns);
-    const u32 part = own + (by_map ? piece % kOwnParts * kPartBytes : 0);
     if (!kFloats || start % 64 == 0) bias.stage(addends, first_column + start + 2 * lane, lane);
-    if constexpr (by_map) {
-      // an even number of parts takes the two places by turns, and so does the next row of them
-      if (stores && pieces % 2 == 0) {
-        wait_for_stores_to_read<1>();
-      } else {
-        wait_for_stores_to_read<0>();
-      }
-      __syncwarp();
-    }
 #pragma unroll
     for (u32 j = 0; j < columns / 8; j += 2) {
       u32 pairs[4];
@@ -136,26 +186,15 @@ WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const 
         const float x = __fmaf_rn(sums[from], alpha, add.x), y = __fmaf_rn(sums[from + 1], alpha, add.y);
         if constexpr (kFloats) {
           const u32 row = g + i % 2 * 8, chunk = ((j + i / 2) * 2 + t / 2) ^ (row % 4 * 2);
-          store_shared(part + row * 128 + chunk * 16 + t % 2 * 8, {bits_of(x), bits_of(y)});
+          store_shared(own + row * 128 + chunk * 16 + t % 2 * 8, {bits_of(x), bits_of(y)});
         } else {
           pairs[i] = out.pack(x, y);
         }
       }
       if constexpr (!kFloats) {
         const u32 row = lane % 16, chunk = (j + lane / 16) ^ spread(own, row);
-        stmatrix_x4(part + row * 128 + chunk * 16, pairs[0], pairs[1], pairs[2], pairs[3]);
+        stmatrix_x4(own + row * 128 + chunk * 16, pairs[0], pairs[1], pairs[2], pairs[3]);
       }
-    }
-    if (stores) {
-      fence_async_shared();
-      __syncwarp();
-      if (lane == 0) {
-        store_tensor(*out.p.d_map, static_cast<int>((first_column + start) * bytes),
-                     static_cast<int>(out.tile.row + first_row), out.p.is_grouped() ? 0 : static_cast<int>(out.tile.batch),
-                     part);
-        commit_stores();
-      }
-      continue;
     }
     __syncwarp();
     const bool in_d = (first_column + start) * bytes + chunk * 16 < out.n * bytes;
@@ -165,7 +204,7 @@ WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const 
 #pragma unroll
       for (u32 j = 0; j < 2; ++j) {
         const u32 row = chunk_row + (i + j) * kStep;
-        load_shared(part + row * 128 + (chunk ^ (kFloats ? row % 4 * 2 : spread(own, row))) * 16, v[j]);
+        load_shared(own + row * 128 + (chunk ^ (kFloats ? row % 4 * 2 : spread(own, row))) * 16, v[j]);
       }
 #pragma unroll
       for (u32 j = 0; j < 2; ++j) {
@@ -260,6 +299,24 @@ WS_DEVICE void write_swapped_pairs(const float (&sums)[kN / 2], const Output& ou
   __syncwarp();
 }
 
+// Writes 16 rows of D by kColumns, of a tile that is not swapped.
+template <bool kFloats, u32 kColumns>
+WS_DEVICE void write_part(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 own, u32 row,
+                          u32 column, u32 lane) {
+  if constexpr (kStores && !kFloats && kColumns >= 64) {
+    if (out.by_map && row + 16 <= out.rows) {
+      if (bias.type == kNoBias && alpha == 1.0f && out.bf16 == (kType != WgmmaType::fp16)) {
+        return store_rows<Finish::plain, kColumns>(sums, out, bias, alpha, own, row, column, lane);
+      }
+      // activated sums have neither; their D of the other type is rare, and this program large
+      if constexpr (kColumns == kN) {
+        return store_rows<Finish::any, kColumns>(sums, out, bias, alpha, own, row, column, lane);
+      }
+    }
+  }
+  write_rows<kFloats, kColumns>(sums, out, bias, alpha, own, row, column, lane);
+}
+
 // Bias and alpha are in the sums already if there is an activation.
 template <bool kFloats>
 WS_DEVICE void write_sums(Sums& sums, const Problem& p, const Output& out, const Bias& bias, const Tile& tile,
@@ -277,9 +334,9 @@ WS_DEVICE void write_sums(Sums& sums, const Problem& p, const Output& out, const
       }
     } else {
       if (p.is_gated()) {
-        write_rows<kFloats, kN / 2>(sums[i], out, Bias{nullptr, kNoBias, 0}, 1.0f, part, row, column / 2, lane);
+        write_part<kFloats, kActivates ? kN / 2 : kN>(sums[i], out, bias, alpha, part, row, column / 2, lane);
       } else {
-        write_rows<kFloats, kN>(sums[i], out, bias, alpha, part, row, column, lane);
+        write_part<kFloats, kN>(sums[i], out, bias, alpha, part, row, column, lane);
       }
     }
   }

@@ -48,6 +48,16 @@ struct Exchange {
   static constexpr u32 kPerTile = kN / 8, kQuads = kM64 * kPerTile;  // of a lane, four sums each
 
   WS_DEVICE static void take(Sums& sums, u32 first, u32 splits, u32 rank) {
+    if constexpr (kPartsK == 2) {  // of two, either order gives the same bits
+#pragma unroll
+      for (u32 i = 0; i < kQuads; ++i) {
+        u32 words[4];
+        load_shared(first + i * 512, words);
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) sums[i / kPerTile][i % kPerTile * 4 + e] += float_of(words[e]);
+      }
+      return;
+    }
 #pragma unroll
     for (u32 i = 0; i < kQuads; ++i) {
       float* const s = &sums[i / kPerTile][i % kPerTile * 4];

@@ -80,7 +80,7 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
     } else if constexpr (kPromoted) {
       add_promoted_stages(sums, ring, place, p, tile);
     } else if constexpr (kPeriod != 0) {
-      add_periods(sums, ring, place, tile.stages);
+      add_summed_stages(sums, ring, place, tile.stages);
     } else {
       add_stages(sums, ring, place, tile.stages);
     }
