@@ -92,5 +92,5 @@ TUNING = tuple(
 )
 """By tokens."""
 
-LAYERS = ((Bound(("tokens",), maximum=4), Bound(("hidden",), maximum=MAX_HIDDEN)),)
+LAYERS = ((Bound(("tokens",), maximum=8), Bound(("hidden",), maximum=MAX_HIDDEN)),)
 """The layers that run these kernels, by tokens and columns of x: those where all bounds of a line hold."""

@@ -45,7 +45,7 @@ struct Packed {
 WS_DEVICE const u8* at(const u8* base, u32 place) { return base + 16ull * place; }
 
 // bf16 and fp32 numbers 2^48, and 2^-48. Codes as they lie in memory are 2^126 times too small. nvfp4's are multiplied by
-// their scales before an MMA; sums of mxfp4's for 32 of K are multiplied after it, which is a quarter of the work: for them
+// their scales before an MMA; sums of mxfp4's for 32 of K are multiplied after it, by fewer instructions: for them
 // values of x and rows of `act` are 2^48 times as large, so that no sum is subnormal.
 enum : u32 { kLifted = 0x57805780u, kLiftBits = 175u << 23, kLowerBits = 79u << 23 };
 
