@@ -47,3 +47,15 @@ def test_both_decode_kernels_fit_a_multiprocessor_together_where_tokens_are_two(
         both = [e for e in entries if e.variant == f"{type}_t2"]
         assert sum(e.static_shared + e.dynamic_shared + 1024 for e in both) <= 228 << 10
         assert all(e.registers <= 64 for e in both)
+
+
+def test_blocks_of_the_packed_decode_kernels_share_a_multiprocessor(tmp_path: Path, shared_cache: Path) -> None:
+    report = build(CATALOG, [parse("sm_90a")], tmp_path, selection=MODULE, store=Store(shared_cache))
+    sizes = {
+        (e.kernel, e.variant): e.static_shared + e.dynamic_shared + 1024
+        for e in open_bundle(report.bundles[0]).manifest.cubins
+    }
+    for format in moe_packed.WEIGHTS:
+        up, down = (sizes[name, f"{format}_t2"] for name in PACKED)
+        # The driver makes as much shared memory as two blocks of the first kernel take: all of it, or up to 196 KB.
+        assert 196 << 10 < 2 * up <= 228 << 10 or up + down <= 196 << 10

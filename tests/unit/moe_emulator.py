@@ -294,7 +294,8 @@ def _packed_up(variant: str, grid: tuple[int, int, int], p: Any) -> None:
         x, e = memory(p.x + t * p.x_row, p.hidden, TYPES["bf16"]).astype(np.float64), local[t, j]
         h = w13[e] @ x * first[e] + bias[e]
         made = moe.activate(h[None], ACTIVATIONS[p.activation], alpha=p.alpha, limit=p.limit)
-        act[t * p.top_k + j] = (made[0] * weights[t, j] * second[e]).astype(TYPES["bf16"])
+        factor = weights[t, j] * second[e] * moe_packed.LIFT[format]
+        act[t * p.top_k + j] = (made[0] * factor).astype(TYPES["bf16"])
 
 
 def _packed_down(variant: str, grid: tuple[int, int, int], p: Any) -> None:
@@ -308,7 +309,8 @@ def _packed_down(variant: str, grid: tuple[int, int, int], p: Any) -> None:
     out = np.zeros((p.tokens, p.hidden))
     for t, j in np.argwhere(here).tolist():
         e = local[t, j]
-        out[t] += w2[e] @ act[t * p.top_k + j].astype(np.float64) + weights[t, j] * bias[e]
+        row = act[t * p.top_k + j].astype(np.float64) / moe_packed.LIFT[format]
+        out[t] += w2[e] @ row + weights[t, j] * bias[e]
     memory(p.out, out.size, TYPES["bf16"])[:] = out.astype(TYPES["bf16"]).reshape(-1)
 
 

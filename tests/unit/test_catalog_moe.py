@@ -86,8 +86,11 @@ def test_the_packed_decode_kernels_have_the_numbers_of_their_catalog() -> None:
     assert "kOwnScales13 = 1u << 4, kOwnScales2 = 1u << 5" in shared
     assert moe_packed.TOO_SMALL == {"nvfp4": 128.0, "mxfp4": 0.5}
     assert "kTooSmall = kNvfp4 ? 128.0f : 0.5f;" in shared
-    assert f"kMaxHidden = {moe_packed.MAX_HIDDEN};" in sources["fused_moe/sm90_moe_packed_up.cuh"]
-    assert f"kMostTiles = {moe_packed.MOST_ROWS // 16};" in sources["fused_moe/sm90_moe_packed_down.cuh"]
+    assert moe_packed.LIFT == {"nvfp4": 1.0, "mxfp4": 2.0**48}
+    assert f"kLiftBits = {127 + 48}u << 23, kLowerBits = {127 - 48}u << 23" in shared
+    assert f"kLifted = 0x{(127 + 48) << 7:04X}{(127 + 48) << 7:04X}u" in shared
+    assert f"kMaxHidden = {moe_packed.MAX_HIDDEN}," in sources["fused_moe/sm90_moe_packed_up.cuh"]
+    assert f"kMostTiles = {moe_packed.MOST_ROWS // 16} }}" in sources["fused_moe/sm90_moe_packed_down.cuh"]
 
 
 def test_the_packed_decode_kernels_are_dispatched_by_tokens() -> None:

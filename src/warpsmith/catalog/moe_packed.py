@@ -22,10 +22,14 @@ MAX_HIDDEN = 4096
 """Columns of x that `moe_packed_up` has room for."""
 TOO_SMALL = {"nvfp4": 128.0, "mxfp4": 0.5}
 """What products of codes and scales as they lie in memory are too small by."""
+LIFT = {"nvfp4": 1.0, "mxfp4": 2.0**48}
+"""What rows of `act` are larger by: mxfp4's scales multiply sums, which would be subnormal."""
 CLUSTER = 2
 """Blocks of `moe_packed_down` that divide experts and K."""
 
 _TILES = {"t2": 2, "t8": 8}
+_SCALED = {"nvfp4": r"HMUL2\.BF16", "mxfp4": "FFMA"}
+"""What applies scales: to operands, or to sums."""
 _DIMS = (("m", 8), ("n", 2880), ("k", 2880))
 
 OPERATIONS = tuple(Operation(name, (("format", WEIGHTS),), _DIMS) for name in (UP, DOWN))
@@ -62,7 +66,7 @@ def _variant(operation: str, weights: str, tile: str) -> Variant:
         tile=tile,
         instructions=(
             Instructions(
-                (r"HMMA\.16816\.F32\.BF16", r"HMUL2\.BF16", r"LDSM\.16", r"LDGSTS\.E", "ACQBULK", "PREEXIT"),
+                (r"HMMA\.16816\.F32\.BF16", _SCALED[weights], r"LDSM\.16", r"LDGSTS\.E", "ACQBULK", "PREEXIT"),
                 CAPABILITIES,
             ),
         ),
@@ -88,5 +92,5 @@ TUNING = tuple(
 )
 """By tokens."""
 
-LAYERS = ((Bound(("tokens",), maximum=4), Bound(("hidden",), maximum=MAX_HIDDEN)),)
+LAYERS = ((Bound(("tokens",), maximum=8), Bound(("hidden",), maximum=MAX_HIDDEN)),)
 """The layers that run these kernels, by tokens and columns of x: those where all bounds of a line hold."""

@@ -14,7 +14,7 @@ import numpy as np
 from warpsmith import reference
 from warpsmith.catalog import fused_moe as module
 from warpsmith.catalog.formats import get_format
-from warpsmith.catalog.moe_packed import DOWN, TOO_SMALL, UP
+from warpsmith.catalog.moe_packed import DOWN, LIFT, TOO_SMALL, UP
 from warpsmith.catalog.spec import CubinId, Problem
 from warpsmith.evidence.cases import DTYPES
 from warpsmith.evidence.device import POISON, Array, Bench
@@ -100,7 +100,7 @@ def _up(
     got = memory.take("act", DTYPES["bf16"]).reshape(*layer.ids.shape, case.inner)
     rows = np.broadcast_to(layer.x[:, None], (*layer.ids.shape, case.hidden))
     want = moe.activate(product(rows, w13.values, layer.bias13, layer), case.activation, alpha=ALPHA, limit=LIMIT)
-    want = want * (layer.weights * w2.factors[np.where(layer.here, layer.local, 0)])[..., None]
+    want = want * (layer.weights * w2.factors[np.where(layer.here, layer.local, 0)])[..., None] * LIFT[case.format]
     error = norm_error(got[layer.here].astype(np.float64), want[layer.here])
     problems += [memory.broken(), "" if error <= LIMITS["bf16"] else f"error {error:.2e}"]
     rest = np.ascontiguousarray(got[~layer.here]).view(np.uint8)
@@ -114,7 +114,7 @@ def _down(
 ) -> tuple[CubinId, str, float]:  # fmt: skip
     kernel, kind = _kernel(bench, case, DOWN), DTYPES["bf16"]
     launch = decode.packed_down_launch(router, hidden=case.hidden, inner=case.inner, bias=case.bias, blocks=BLOCKS)
-    act = rng.standard_normal((*layer.ids.shape, case.inner)).astype(kind)
+    act = (rng.standard_normal((*layer.ids.shape, case.inner)) * LIFT[case.format]).astype(kind)
     act[~layer.here] = np.nan
     given = (
         memory.give("rows", act),
@@ -124,7 +124,7 @@ def _down(
     )
     out = memory.make("out", 2 * case.tokens * case.hidden)
     problems = [twice(bench, memory, [(kernel, launch.grid, (*given, *routing, out, *launch.tail))], ["out"])]
-    y = product(act, w2.values / w2.factors.reshape(-1, 1, 1), None, layer)
+    y = product(act, w2.values / w2.factors.reshape(-1, 1, 1), None, layer) / LIFT[case.format]
     if layer.bias2 is not None:
         y += layer.weights[..., None] * layer.bias2.astype(np.float64)[np.where(layer.here, layer.local, 0)]
     want = np.where(layer.here[..., None], y, 0).sum(1)

@@ -5,8 +5,8 @@
 //
 // expert e, so that ws_moe_packed_down has only to add products up. Macros as in fused_moe/packed_decode.cuh. Grid: any
 // number of blocks, one a multiprocessor. Each of them routes all tokens and has an equal part of the rows of w13 of all
-// experts that were hit, by 16 gate rows and 16 up rows; its 16 warps divide K, in tiles of 64. `inner` is a multiple of
-// 32, `hidden` of 64.
+// experts that were hit, in units of 16 gate rows and 16 up rows. Its 16 warps have equal parts of the tiles of eight units,
+// one after the other, and meet when those are done. `inner` is a multiple of 32, `hidden` of 64.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900
 #error "ws_moe_packed_up needs an architecture of 9.0 or later"
 #endif
@@ -18,155 +18,265 @@
 
 namespace ws {
 
-constexpr u32 kMaxHidden = 4096;
+enum : u32 { kMaxHidden = 4096, kRowBytes = 2 * kMaxHidden + 16 };  // lanes of an ldmatrix read different banks
 #if defined(WS_AHEAD)
-constexpr u32 kAhead = WS_AHEAD;
+enum : u32 { kAhead = WS_AHEAD };
 #else
-constexpr u32 kAhead = kTokens == 2 ? 4 : kNvfp4 ? 5 : 6;  // tiles that a warp has under way
+enum : u32 { kAhead = kTokens == 2 ? 4 : 5 };  // tiles that a warp has under way
 #endif
+enum : u32 { kUnits = 8, kBuffers = kTokens == 2 ? 1 : 2 };  // units of a round, and how many rounds' sums there are
 
 // A warp's tiles of gate and up rows.
 struct Slot {
-  static constexpr u32 kUp = kPreparedTileBytes, kScales = 2 * kPreparedTileBytes, kBytes = kScales + 2 * kScaleBytes;
+  enum : u32 { kUp = kPreparedTileBytes, kScales = 2 * kPreparedTileBytes, kBytes = kScales + 2 * kScaleBytes };
 };
 
-// A warp's sums of 32 rows, [token][row]; tokens start four banks apart.
-constexpr u32 kStride = 36, kUnitSums = kTokens * kStride;
-
-struct Shared {
-  static constexpr u32 kRing = 0;  // [kWarps][kAhead]; logits before
-  static constexpr u32 kSums = kRing + kWarps * kAhead * Slot::kBytes;
-  static constexpr u32 kSumBytes = kWarps * kUnitSums * 4;  // two of them
-  static constexpr u32 kX = kSums + 2 * kSumBytes;
-  static constexpr u32 kBytes = kX + kTokens * (2 * kMaxHidden + 16);
-  static_assert(kTokens * kMaxExperts * 4 <= kSums, "room for logits");
-  static_assert(kBytes + sizeof(Choices) + 1024 <= 227 * 1024, "room on a multiprocessor");
-};
+// A warp's sums of a unit's 32 rows, [token][row]; tokens start four banks apart. In a round warp w has those of unit u
+// at w + u: no other warp and unit have that place.
+enum : u32 { kStride = 36, kPart = kTokens * kStride, kParts = kWarps + kUnits - 1 };
 
 struct Layer {
   const u8* x;
   Packed w13;
   const void* bias;
+  const float *scale13, *scale2;
   void* act;
   i64 x_row;
   u32 tokens, top_k, inner, hidden, activation, flags;
   float alpha, limit;
-
-  WS_DEVICE u32 pitch() const { return 2 * hidden + 16; }  // lanes of an ldmatrix read different banks
 };
 
-struct Factors {
-  float first[kTokens * kMaxTopK], second[kTokens * kMaxTopK];
+// What is divided by, in shared memory.
+struct Divisors {
+  Divisor grid, tiles, each;  // blocks, tiles of K, units of an expert
+
+  WS_DEVICE void find(const Layer& l) {
+    if (threadIdx.x != 0) return;
+    grid.set(gridDim.x);
+    tiles.set(l.w13.tiles);
+    each.set(l.inner / 16);
+  }
 };
 
-// The tiles of K that a warp multiplies of its block's units, 16 gate rows and 16 up rows each: every 16th. Where they
-// start differs from unit to unit, so that all warps have as many.
-struct Walk {
-  u32 left, hit, row, start, tile;
-  u32 inner, tiles;
+struct Shared {
+  enum : u32 {
+    kRing = 0,  // [kWarps][kAhead]
+    kSumsAt = kRing + kWarps * kAhead * Slot::kBytes,
+    kSumBytes = kParts * kPart * 4,
+    kX = kSumsAt + kBuffers * kSumBytes,
+    kEnds = kX + kTokens * kRowBytes,  // [kBuffers][kUnits]
+    kValues = kEnds + 2 * kBuffers * kUnits,
+    kBytes = kValues + (kTokens == 2 ? 16 * kUnits * kTokens * 16 : 0)
+  };
+  static_assert(kBytes + sizeof(Hits) + sizeof(Divisors) + 8 * kPairs + 1024 <= 227 * 1024, "room on a multiprocessor");
+};
 
-  WS_DEVICE Walk(const Layer& l, u32 begin, u32 end)
-      : left(end - begin), start(threadIdx.x / 32), inner(l.inner), tiles(l.w13.tiles) {
-    const u32 each = inner / 16;
-    hit = begin / each;
-    row = 16 * (begin - hit * each);
-    tile = start;
+// Units of 16 gate rows and 16 up rows of the experts that were hit, by number.
+struct Units {
+  u32 begin, end;  // of the block
+
+  WS_DEVICE Units(const Divisors& d, u32 hits) {
+    const u32 all = hits * d.each.value;
+    begin = d.grid.quotient(all * blockIdx.x);
+    end = d.grid.quotient(all * (blockIdx.x + 1));
   }
-  WS_DEVICE bool at_tile() const { return tile < tiles; }
-  WS_DEVICE void next_unit() {
-    --left;
-    row += 16;
-    if (row == inner) row = 0, ++hit;
-    start = (start + kWarps - tiles % kWarps) % kWarps;
-    tile = start;
+};
+
+// A warp's part of a round's tiles, which lie one after the other: all of a unit's along K, then those of the next one.
+struct Part {
+  u32 units, items, begin, end;
+
+  WS_DEVICE Part(const Layer& l, const Units& u, u32 round) {
+    const u32 warp = threadIdx.x / 32;
+    units = min(u.end - round, static_cast<u32>(kUnits));
+    items = units * l.w13.tiles;
+    begin = items_before(items, warp, kWarps);
+    end = items_before(items, warp + 1, kWarps);
   }
-  // The unit's first gate row among those of all experts.
-  WS_DEVICE u64 gate(const Choices& c) const { return 2ull * (c.hit[hit] & 0xFFFFu) * inner + row; }
 };
 
 // Copies a warp's tiles to its ring.
 class Stream {
  public:
-  WS_DEVICE Stream(const Layer& l, const Choices& c, const Walk& walk, u32 ring)
-      : l_(l), c_(c), walk_(walk), to_(ring + threadIdx.x % 32 * 16) {
-    between_codes_ = static_cast<u64>(l.inner / kPreparedTileRows) * l.w13.tiles * kPreparedTileBytes;
-    find();
+  WS_DEVICE Stream(const Layer& l, const Route& route, const Divisors& d, const Units& units, u32 ring)
+      : l_(l), route_(route), d_(d), units_(units), round_(units.begin), to_(ring + threadIdx.x % 32 * 16) {
+    if (round_ < units_.end) start();
 #pragma unroll 1
     for (u32 i = 0; i < kAhead; ++i) next(i * Slot::kBytes);
   }
 
   WS_DEVICE void next(u32 slot) {
-    while (walk_.left && !walk_.at_tile()) {
-      walk_.next_unit();
-      find();
-    }
-    if (walk_.left) {
+    if (left_ == 0) next_round();
+    if (left_) {
       const u32 to = to_ + slot;
-      copy_async_16(to, codes_, 16);
-      copy_async_16(to + Slot::kUp, codes_ + between_codes_, 16);
-      if (threadIdx.x % 32 < 2 * kScaleLanes) copy_async_16(to + Slot::kScales, scales_, 16);
-      codes_ += kWarps * kPreparedTileBytes;
-      scales_ += kWarps * kScaleBytes;
-      walk_.tile += kWarps;
+      copy_async_16(to, at(l_.w13.codes, codes_), 16);
+      copy_async_16(to + Slot::kUp, at(l_.w13.codes, codes_ + to_up()), 16);
+      if (threadIdx.x % 32 < 2 * kScaleLanes) copy_async_16(to + Slot::kScales, at(l_.w13.scales, scales_), 16);
+      codes_ += kPreparedTileBytes / 16;
+      scales_ += kScaleBytes / 16;
+      --left_;
+      if (++tile_ == l_.w13.tiles) {
+        tile_ = 0;
+        ++unit_;
+        if (left_) find();
+      }
     }
     commit_copies();
   }
 
  private:
+  WS_DEVICE void start() {
+    const Part part(l_, units_, round_);
+    left_ = part.end - part.begin;
+    const u32 unit = d_.tiles.quotient(part.begin);
+    unit_ = round_ + unit;
+    tile_ = part.begin - unit * l_.w13.tiles;
+    if (left_) find();
+  }
+  WS_DEVICE void next_round() {
+    while (left_ == 0 && round_ + kUnits < units_.end) {
+      round_ += kUnits;
+      start();
+    }
+  }
+  // From codes of gate rows to those of up rows, by 16 bytes.
+  WS_DEVICE u32 to_up() const { return l_.inner / kPreparedTileRows * l_.w13.tiles * (kPreparedTileBytes / 16); }
+
   WS_DEVICE void find() {
-    if (!walk_.left) return;
-    const u32 lane = threadIdx.x % 32;
-    const u64 gate = walk_.gate(c_);
-    codes_ = l_.w13.codes_of(gate) + walk_.tile * kPreparedTileBytes + lane * 16;
-    scales_ = l_.w13.scales_of(gate + (lane < kScaleLanes ? 0 : l_.inner)) + walk_.tile * kScaleBytes +
-              lane % kScaleLanes * 16;
+    const u32 lane = threadIdx.x % 32, hit = d_.each.quotient(unit_), row = 16 * (unit_ - hit * d_.each.value);
+    const u32 tile = (2 * (route_.hit(hit) & 0xFFFFu) * l_.inner + row) / kPreparedTileRows;
+    const u32 scale_tile = tile + (lane < kScaleLanes ? 0 : l_.inner / kPreparedTileRows);
+    codes_ = (tile * l_.w13.tiles + tile_) * (kPreparedTileBytes / 16) + lane;
+    scales_ = (scale_tile / 2 * l_.w13.tiles + tile_) * (kScaleBytes / 16) + lane % kScaleLanes;
   }
 
   const Layer& l_;
-  const Choices& c_;
-  Walk walk_;
-  u32 to_;
-  u64 between_codes_;
-  const u8 *codes_ = nullptr, *scales_ = nullptr;
+  const Route& route_;
+  const Divisors& d_;
+  const Units& units_;
+  u32 round_, to_, unit_ = 0, tile_ = 0, left_ = 0;
+  u32 codes_ = 0, scales_ = 0;  // where the lane reads, by 16 bytes
 };
 
-WS_DEVICE void copy_x(const Layer& l, u32 to) {
-  const u32 chunks = l.hidden / 8, all = l.tokens * chunks;
-  for (u32 i = threadIdx.x; i < all; i += kThreads) {
-    const u32 token = i / chunks, chunk = i - token * chunks;
-    copy_async_16(to + token * l.pitch() + 16 * chunk, l.x + token * l.x_row + 16 * chunk, 16);
-  }
-  commit_copies();
-}
+// What a thread has of x: 16 bytes of each token.
+struct OwnX {
+  uint4 chunks[kTokens];
 
-// A warp's sums of gate and up rows: lane 4g + t has rows g and g + 8 of tokens 2t and 2t + 1.
-WS_DEVICE void put_unit(float* to, const float (&sums)[2][4]) {
-  const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  if (2 * t >= kTokens) return;
+  WS_DEVICE explicit OwnX(const Layer& l) {
 #pragma unroll
-  for (u32 i = 0; i < 2; ++i) {
-#pragma unroll
-    for (u32 e = 0; e < 4; ++e) to[(2 * t + e % 2) * kStride + 16 * i + g + e / 2 * 8] = sums[i][e];
+    for (u32 t = 0; t < kTokens; ++t) {
+      if (t < l.tokens && threadIdx.x < l.hidden / 8) {
+        chunks[t] = *reinterpret_cast<const uint4*>(l.x + t * l.x_row + 16 * threadIdx.x);
+      }
+    }
   }
-}
-
-// Adds the warps' sums up and writes the rows of `act`; a warp has a token.
-WS_DEVICE void finish(const Layer& l, const Choices& c, const Factors& f, u32 hit, u32 first, const float* sums,
-                      float bias) {
-  const u32 row = threadIdx.x % 32, token = threadIdx.x / 32;
-  if (token >= l.tokens || !(c.hit[hit] >> 16 >> token & 1u)) return;
-  float sum = 0.0f;
+  WS_DEVICE void put(const Layer& l, u8* to) const {
+    if (threadIdx.x >= l.hidden / 8) return;
 #pragma unroll
-  for (u32 w = 0; w < kWarps; ++w) sum += sums[w * kUnitSums + token * kStride + row];
-  const float own = __fmaf_rn(sum, f.first[hit], bias), up = __shfl_down_sync(kAllLanes, own, 16);
-  if (row >= 16) return;
-  const u64 pair = token * l.top_k + c.slots[hit][token];
-  const float factor = c.factors[hit][token] * f.second[hit];
-  store_value(l.act, pair * l.inner + first + row, factor * activate(l.activation, own, up, l.alpha, l.limit));
-}
+    for (u32 t = 0; t < kTokens; ++t) {
+      if (t >= l.tokens) break;
+      const uint4& c = chunks[t];
+      *reinterpret_cast<uint4*>(to + t * kRowBytes + 16 * threadIdx.x) = {lifted(c.x), lifted(c.y), lifted(c.z),
+                                                                         lifted(c.w)};
+    }
+  }
+};
+
+// What products of each expert that was hit are multiplied by.
+struct Factors {
+  float first[kPairs], second[kPairs];
+};
+
+// Global scales of an expert that was hit, which a thread asks for early, if possible not one of those that weigh.
+struct OwnScales {
+  u32 hit;
+  float first = 1.0f, second = 1.0f;
+
+  WS_DEVICE OwnScales(const Layer& l, const Route& route) : hit(kThreads - 1 - threadIdx.x) {
+    if (hit >= route.hits) return;
+    const u32 expert = route.hit(hit) & 0xFFFFu;
+    if (l.scale13) first = l.scale13[l.flags & kOwnScales13 ? expert : 0];
+    if (l.scale2) second = l.scale2[l.flags & kOwnScales2 ? expert : 0];
+  }
+  WS_DEVICE void put(const Route& route, Factors& f) const {
+    if (hit >= route.hits) return;
+    f.first[hit] = lower() * factor_of(first);
+    f.second[hit] = lift() * factor_of(second);
+  }
+};
+
+// A value of a round that a thread finishes: a row of a unit for a token.
+struct alignas(16) Finish {
+  u32 what;        // one more than the hit's number, or 0
+  float gate, up;  // biases
+  u32 row;
+
+  WS_DEVICE void plan(const Layer& l, const Route& route, const Divisors& d, const Units& units, u32 round,
+                      u32 number) {
+    const u32 unit = round + number / 16 % kUnits, token = number / (16 * kUnits);
+    what = 0;
+    if (token >= l.tokens || unit >= units.end) return;
+    const u32 hit = d.each.quotient(unit), word = route.hit(hit);
+    if (!(word >> 16 >> token & 1u)) return;
+    row = 16 * (unit - hit * d.each.value) + number % 16;
+    const u64 from = 2ull * (word & 0xFFFFu) * l.inner + row;
+    gate = load_bias(l.bias, l.flags, from);
+    up = load_bias(l.bias, l.flags, from + l.inner);
+    what = hit + 1;
+  }
+
+  // Adds the warps' sums up in their order and writes a value of `act`.
+  WS_DEVICE void write(const Layer& l, const Route& route, const Factors& f, const float* sums, const Ends* ends,
+                       u32 number) const {
+    if (what == 0) return;
+    const u32 unit = number / 16 % kUnits, token = number / (16 * kUnits), hit = what - 1;
+    const float* const at = sums + unit * kPart + token * kStride + number % 16;
+    const Ends warps = ends[unit];
+    float first = 0.0f, second = 0.0f;
+#pragma unroll 4
+    for (u32 w = warps.first; w <= warps.last; ++w) {
+      first += at[w * kPart];
+      second += at[w * kPart + 16];
+    }
+    first = __fmaf_rn(first, f.first[hit], gate);
+    second = __fmaf_rn(second, f.first[hit], up);
+    const float factor = route.all.factors[hit][token] * f.second[hit];
+    const u64 pair = token * l.top_k + route.slot(hit, token);
+    store_value(l.act, pair * l.inner + row, factor * activate(l.activation, first, second, l.alpha, l.limit));
+  }
+};
+
+// A thread's values of a round. Biases are asked for a round ahead. Where registers are few they wait in shared memory.
+struct Values {
+  enum : u32 { kCount = 16 * kUnits * kTokens, kEach = (kCount + kThreads - 1) / kThreads };
+  enum : bool { kPutAside = kTokens == 2 };
+  static_assert(!kPutAside || kEach == 1, "one a thread");
+
+  Finish each[kEach];
+
+  WS_DEVICE void plan(const Layer& l, const Route& route, const Divisors& d, const Units& units, u32 round) {
+#pragma unroll
+    for (u32 i = 0; i < kEach; ++i) each[i].plan(l, route, d, units, round, threadIdx.x + i * kThreads);
+  }
+  WS_DEVICE void put_aside(u8* shared) {
+    if constexpr (kPutAside) {
+      if (threadIdx.x < kCount) reinterpret_cast<Finish*>(shared + Shared::kValues)[threadIdx.x] = each[0];
+    }
+  }
+  WS_DEVICE void write(const Layer& l, const Route& route, const Factors& f, const u8* shared, u32 buffer) {
+    if constexpr (kPutAside) {
+      if (threadIdx.x >= kCount) return;
+      each[0] = reinterpret_cast<const Finish*>(shared + Shared::kValues)[threadIdx.x];
+    }
+    const float* const sums = reinterpret_cast<const float*>(shared + Shared::kSumsAt + buffer * Shared::kSumBytes);
+    const Ends* const ends = reinterpret_cast<const Ends*>(shared + Shared::kEnds) + buffer * kUnits;
+#pragma unroll
+    for (u32 i = 0; i < kEach; ++i) each[i].write(l, route, f, sums, ends, threadIdx.x + i * kThreads);
+  }
+};
 
 // A warp's tile of gate and up rows.
-WS_DEVICE void multiply_unit(u32 slot, u32 turn, u32 x, float (&sums)[2][4]) {
+WS_DEVICE void multiply_unit(u32 slot, u32 turn, u32 x, float (&sums)[2][kSums]) {
   const u32 lane = threadIdx.x % 32;
   u32 right[8];
   load_tokens(x, right);
@@ -179,39 +289,62 @@ WS_DEVICE void multiply_unit(u32 slot, u32 turn, u32 x, float (&sums)[2][4]) {
   }
 }
 
-WS_DEVICE void compute(const Layer& l, const Choices& c, const Factors& factors, u8* shared) {
+WS_DEVICE void compute(const Layer& l, const Router& router, Route& route, const Divisors& d, Factors& factors,
+                       const OwnX& own, u8* shared) {
   const u32 address = shared_address(shared), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const u32 units = c.hits * (l.inner / 16);
-  const u32 begin = static_cast<u32>(static_cast<u64>(units) * blockIdx.x / gridDim.x);
-  const u32 end = static_cast<u32>(static_cast<u64>(units) * (blockIdx.x + 1) / gridDim.x);
+  const Units units(d, route.hits);
   const u32 ring = address + Shared::kRing + warp * kAhead * Slot::kBytes;
-  Walk walk(l, begin, end);
-  Stream stream(l, c, walk, ring);
-  wait_for_copies<kAhead>();  // x
+  // What else comes from memory is asked for before the tiles, behind which it would wait.
+  route.weigh(router);
+  Values values;
+  values.plan(l, route, d, units, units.begin);
+  const OwnScales scales(l, route);
+  Stream stream(l, route, d, units, ring);
+  release_successor();
+  own.put(l, shared + Shared::kX);
+  values.put_aside(shared);
+  scales.put(route, factors);
   __syncthreads();
-  const u32 x = address + Shared::kX + (lane % 8 < l.tokens ? lane % 8 : 0) * l.pitch() + lane / 8 * 16;
-  u32 slot = 0, sums_at = Shared::kSums;
+  const u32 x = address + Shared::kX + token_of_lane(l.tokens) * kRowBytes + lane / 8 * 16;
+  u32 slot = 0;
 #pragma unroll 1
-  for (; walk.left; walk.next_unit()) {
-    const u32 turn = walk.row / 16 % 2 * 8;
-    float bias = 0.0f;
-    if (warp < l.tokens) bias = load_bias(l.bias, l.flags, walk.gate(c) + lane % 16 + lane / 16 * l.inner);
-    float sums[2][4] = {};
+  for (u32 round = units.begin; round < units.end; round += kUnits) {
+    const Part part(l, units, round);
+    const u32 buffer = kBuffers == 1 ? 0 : (round - units.begin) / kUnits % kBuffers;
+    float* const all = reinterpret_cast<float*>(shared + Shared::kSumsAt + buffer * Shared::kSumBytes);
+    Ends* const ends = reinterpret_cast<Ends*>(shared + Shared::kEnds) + buffer * kUnits;
+    u32 unit = d.tiles.quotient(part.begin), tile = part.begin - unit * l.w13.tiles, left = part.end - part.begin;
 #pragma unroll 1
-    for (; walk.at_tile(); walk.tile += kWarps) {
-      wait_for_copies<kAhead - 1>();
-      __syncwarp();
-      multiply_unit(ring + slot, turn, x + walk.tile * (2 * kPreparedTileK), sums);
-      __syncwarp();
-      stream.next(slot);
-      slot += Slot::kBytes;
-      if (slot == kAhead * Slot::kBytes) slot = 0;
+    for (; left; ++unit) {
+      const u32 turn = (round + unit) % 2 * 8;
+      u32 count = min(left, l.w13.tiles - tile);
+      if (tile == 0) ends[unit].first = static_cast<u8>(warp);
+      if (tile + count == l.w13.tiles) ends[unit].last = static_cast<u8>(warp);
+      left -= count;
+      u32 x_at = x + tile * (2 * kPreparedTileK);
+      float sums[2][kSums] = {};
+#pragma unroll 1
+      for (; count; --count) {
+        wait_for_copies<kAhead - 1>();
+        __syncwarp();
+        multiply_unit(ring + slot, turn, x_at, sums);
+        x_at += 2 * kPreparedTileK;
+        __syncwarp();
+        stream.next(slot);
+        slot += Slot::kBytes;
+        if (slot == kAhead * Slot::kBytes) slot = 0;
+      }
+      tile = 0;
+      float* const to = all + (warp + unit) * kPart;
+      put_rows<kStride>(to, sums[0]);
+      put_rows<kStride>(to + 16, sums[1]);
     }
-    float* const all = reinterpret_cast<float*>(shared + sums_at);
-    sums_at = 2 * Shared::kSums + Shared::kSumBytes - sums_at;
-    put_unit(all + warp * kUnitSums, sums);
     __syncthreads();
-    finish(l, c, factors, walk.hit, walk.row, all, bias);
+    values.write(l, route, factors, shared, buffer);
+    if (round + kUnits >= units.end) break;
+    values.plan(l, route, d, units, round + kUnits);
+    values.put_aside(shared);
+    if (kBuffers == 1) __syncthreads();
   }
 }
 
@@ -230,18 +363,19 @@ extern "C" __global__ void __launch_bounds__(ws::kThreads, ws::kTokens == 2 ? 2 
                      unsigned activation, float alpha, float limit, unsigned flags) {
   using namespace ws;
   extern __shared__ __align__(128) u8 shared[];
-  __shared__ Choices choices;
+  __shared__ Hits hits;
   __shared__ Factors factors;
+  __shared__ Divisors divisors;
   const Router router{static_cast<const u8*>(logits), route_bias, num_tokens, logits_row, tokens, experts, top_k, rule,
                       n_group, topk_group, scale, expert_offset, local_experts, flags};
   const Packed packed{static_cast<const u8*>(w13), static_cast<const u8*>(scales), hidden / kPreparedTileK};
-  const Layer layer{static_cast<const u8*>(x), packed, bias, act, x_row, tokens, top_k, inner, hidden, activation,
-                    flags, alpha, limit};
+  const Layer layer{static_cast<const u8*>(x), packed, bias, global_scale, global_scale2, act, x_row, tokens, top_k,
+                    inner, hidden, activation, flags, alpha, limit};
+  divisors.find(layer);
+  Route route(hits);
+  route.clear();
   wait_for_predecessor();
-  release_successor();
-  copy_x(layer, shared_address(shared) + Shared::kX);
-  choose(router, choices, reinterpret_cast<float*>(shared + Shared::kRing));
-  find_factors(choices, global_scale, flags & kOwnScales13, factors.first);  // compute() meets before they are read
-  find_factors(choices, global_scale2, flags & kOwnScales2, factors.second);
-  compute(layer, choices, factors, shared);
+  const OwnX own(layer);
+  route.find(router);
+  compute(layer, router, route, divisors, factors, own, shared);
 }
