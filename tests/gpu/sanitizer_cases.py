@@ -122,11 +122,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--module", choices=("fp4_quantization", "gemm", "fp4_gemm", "fused_moe"), default="fp4_quantization"
     )
+    parser.add_argument("--only", default="", help="cases whose class's name holds this text, such as PackedCase")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=int, default=0)
     given = parser.parse_args(arguments)
     of_module = {"fp4_quantization": cases, "gemm": gemm, "fp4_gemm": fp4_gemm, "fused_moe": fused_moe}
-    wanted: list[Case | GemmCase | GatedCase | MoeCase] = [*of_module[given.module]()]
+    every: list[Case | GemmCase | GatedCase | MoeCase] = [*of_module[given.module]()]
+    wanted = [case for case in every if given.only in type(case).__name__]
     settings = Settings.from_environment()
     outcomes = verify(CATALOG, settings, given.device, default_driver(), seed=given.seed, cases=wanted)
     problems = [f"{outcome.cubin}: {mismatch}" for outcome in outcomes for mismatch in outcome.mismatches]
@@ -135,7 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
     planned = {
         (c.kernel, c.variant) for c in plan(CATALOG, [target]).cubins if CATALOG.kernel(c.kernel).module == given.module
     }
-    problems += [f"{kernel}/{variant} was not run" for kernel, variant in sorted(planned - run)]
+    if not given.only:
+        problems += [f"{kernel}/{variant} was not run" for kernel, variant in sorted(planned - run)]
     for problem in problems:
         print(problem)
     print(f"{len(wanted)} cases, {len(run)} kernels, {len(problems)} problems")
