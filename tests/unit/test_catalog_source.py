@@ -111,3 +111,13 @@ def test_deciding_reads_only_the_sources_it_needs(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("word", ["__FILE__", "__DATE__", "__TIME__", "__TIMESTAMP__"])
 def test_no_source_puts_its_place_or_time_into_the_cubin(word: str) -> None:
     assert [name for name, text in kernel_sources().items() if word in text] == []
+
+
+def test_instructions_made_in_software_are_compiled_fast_from_the_same_source() -> None:
+    emulated = [kernel for kernel in SHIPPED.kernels if kernel.emulates]
+    assert emulated
+    for kernel in emulated:
+        native = SHIPPED.kernel(kernel.emulates)
+        one, other = (source_unit(k, k.variants[0]) for k in (native, kernel))
+        assert one.digest == other.digest
+        assert other.options == (*one.options, *source.SOFTWARE_OPTIONS)

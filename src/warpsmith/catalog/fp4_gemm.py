@@ -83,9 +83,9 @@ def _mma(a: str, b: str, swap: bool) -> str:
 
 def _instructions(a: str, b: str, shape: Shape) -> tuple[Instructions, ...]:
     moves = ("USETMAXREG",) if shape.warps_m * shape.warps_n == 8 else ()
-    copies = (r"UTMALDG\.3D", r"UBLKCP\.S\.G", "ACQBULK", "PREEXIT", *moves)
+    copies = (r"UTMALDG\.3D", r"UBLKCP\.S\.G", "ACQBULK", "PREEXIT")
     return (
-        Instructions((_mma(a, b, shape.swap), *copies), CAPABILITIES, "f"),
+        Instructions((_mma(a, b, shape.swap), *copies, *moves), CAPABILITIES, "f"),
         Instructions((r"HMMA\.16816\.F32", *copies), EMULATED_ON, "a"),
     )
 

@@ -101,8 +101,8 @@ ROW_TILES = {
     if name not in (*_SIXTEEN_BITS_ALONE, "s32k2")
 }
 """Those of fp8_row and fp8_tensor."""
-_PRODUCT_ALONE = ("s128k2", "s136", "s192")
-"""Tiles without activations: beside them ptxas makes the MMAs of all but s192 wait for each other (C7514)."""
+_PRODUCT_ALONE = ("s128k2", "s136", "s192", "t128x224")
+"""Tiles without activations: beside them ptxas makes the MMAs of the first two wait for each other (C7514)."""
 
 
 def tiles_of(a: str) -> dict[str, Tile]:

@@ -20,6 +20,9 @@ from warpsmith.errors import CatalogError
 SCHEMA = "warpsmith-source-1"
 OPTIONS = ("-std=c++17", "--no-source-include", "--ptxas-options=-v", "--ptxas-options=--warn-on-spills")
 """NVRTC options of every compile, besides the target."""
+SOFTWARE_OPTIONS = ("--Ofast-compile=mid",)
+"""More where an instruction is made in software: half of the time to compile, and nobody waits for what such a kernel
+does. The source's digest is without them: it is that of the kernel which has the instruction."""
 
 PROGRAM_NAME = "warpsmith.cu"
 _SOURCE = re.compile(r"[a-z0-9_]+(?:/[a-z0-9_]+)*\.cuh")
@@ -128,7 +131,8 @@ def render(kernel: Kernel, variant: Variant) -> str:
 
 def source_unit(kernel: Kernel, variant: Variant, sources: Mapping[str, str] | None = None) -> SourceUnit:
     """Render a variant and digest everything that its cubin is made from."""
-    return _unit(render(kernel, variant), kernel.source, kernel.entry, kernel.params, sources)
+    unit = _unit(render(kernel, variant), kernel.source, kernel.entry, kernel.params, sources)
+    return unit._replace(options=unit.options + SOFTWARE_OPTIONS) if kernel.emulates else unit
 
 
 def _unit(

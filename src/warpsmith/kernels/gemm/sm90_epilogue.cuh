@@ -122,18 +122,20 @@ WS_DEVICE void put_part(const float* sums, const Output& out, const Bias& bias, 
   }
 }
 
-// Writes 16 rows of D by kColumns through the copy engine, which reads parts of 64 columns while the next tile is under
-// way: as many at a time as the warp has places.
+// Writes 16 rows of D by kColumns, or by the first `columns` of them, through the copy engine, which reads parts of 64
+// columns while the next tile is under way: as many at a time as the warp has places.
 template <Finish kFinish, u32 kColumns>
 WS_DEVICE void store_rows(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 own,
-                          u32 first_row, u32 first_column, u32 lane) {
+                          u32 first_row, u32 first_column, u32 columns, u32 lane) {
   constexpr u32 pieces = div_up(kColumns, 64);
 #pragma unroll
   for (u32 piece = 0; piece < pieces; piece += kOwnParts) {
+    if (piece * 64 >= columns) break;
     wait_for_stores_to_read<0>();
     __syncwarp();
 #pragma unroll
     for (u32 i = 0; i < kOwnParts && piece + i < pieces; ++i) {
+      if ((piece + i) * 64 >= columns) break;
       // the last part may begin in the one before it, and then writes the same bits again
       const u32 start = min((piece + i) * 64, kColumns - 64);
       if (kFinish == Finish::any) {
@@ -147,6 +149,7 @@ WS_DEVICE void store_rows(const float (&sums)[kN / 2], const Output& out, const 
     if (lane != 0) continue;
 #pragma unroll
     for (u32 i = 0; i < kOwnParts && piece + i < pieces; ++i) {
+      if ((piece + i) * 64 >= columns) break;
       store_tensor(*out.p.d_map, static_cast<int>((first_column + min((piece + i) * 64, kColumns - 64)) * 2),
                    static_cast<int>(out.tile.row + first_row), out.p.is_grouped() ? 0 : static_cast<int>(out.tile.batch),
                    own + i * kPartBytes);
@@ -159,10 +162,10 @@ WS_DEVICE void store_rows(const float (&sums)[kN / 2], const Output& out, const 
 // another's. Parts are 16 rows of 128 bytes, whose chunks are spread over the banks.
 template <bool kFloats, u32 kColumns>
 WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 own,
-                          u32 first_row, u32 first_column, u32 lane) {
-  constexpr u32 bytes = kFloats ? 4 : 2, columns = kColumns < 128 / bytes ? 32 : 128 / bytes, chunks = columns * bytes / 16;
-  static_assert(kColumns >= columns, "no part is wider than the sums");
-  constexpr u32 pieces = (kColumns + columns - 1) / columns;
+                          u32 first_row, u32 first_column, u32 columns, u32 lane) {
+  constexpr u32 bytes = kFloats ? 4 : 2, width = kColumns < 128 / bytes ? 32 : 128 / bytes, chunks = width * bytes / 16;
+  static_assert(kColumns >= width, "no part is wider than the sums");
+  constexpr u32 pieces = (kColumns + width - 1) / width;
   constexpr u32 each = chunks / 2, kStep = 16 / each;  // stores of a lane, and the rows between them
   const u32 g = lane / 4, t = lane % 4, addends = own + kOwnParts * kPartBytes;
   if constexpr (kStores) {
@@ -174,10 +177,11 @@ WS_DEVICE void write_rows(const float (&sums)[kN / 2], const Output& out, const 
 #pragma unroll
   for (u32 piece = 0; piece < pieces; ++piece) {
     // the last part may begin in the one before it, and then writes the same bits again
-    const u32 start = min(piece * columns, kColumns - columns);
+    const u32 start = min(piece * width, kColumns - width);
+    if (piece * width >= columns) break;
     if (!kFloats || start % 64 == 0) bias.stage(addends, first_column + start + 2 * lane, lane);
 #pragma unroll
-    for (u32 j = 0; j < columns / 8; j += 2) {
+    for (u32 j = 0; j < width / 8; j += 2) {
       u32 pairs[4];
 #pragma unroll
       for (u32 i = 0; i < 4; ++i) {  // rows g and g + 8 of 8 columns, then of the next 8
@@ -299,22 +303,22 @@ WS_DEVICE void write_swapped_pairs(const float (&sums)[kN / 2], const Output& ou
   __syncwarp();
 }
 
-// Writes 16 rows of D by kColumns, of a tile that is not swapped.
+// Writes 16 rows of D by kColumns, or by the first `columns` of them, of a tile that is not swapped.
 template <bool kFloats, u32 kColumns>
 WS_DEVICE void write_part(const float (&sums)[kN / 2], const Output& out, const Bias& bias, float alpha, u32 own, u32 row,
-                          u32 column, u32 lane) {
+                          u32 column, u32 columns, u32 lane) {
   if constexpr (kStores && !kFloats && kColumns >= 64) {
     if (out.by_map && row + 16 <= out.rows) {
       if (bias.type == kNoBias && alpha == 1.0f && out.bf16 == (kType != WgmmaType::fp16)) {
-        return store_rows<Finish::plain, kColumns>(sums, out, bias, alpha, own, row, column, lane);
+        return store_rows<Finish::plain, kColumns>(sums, out, bias, alpha, own, row, column, columns, lane);
       }
       // activated sums have neither; their D of the other type is rare, and this program large
       if constexpr (kColumns == kN) {
-        return store_rows<Finish::any, kColumns>(sums, out, bias, alpha, own, row, column, lane);
+        return store_rows<Finish::any, kColumns>(sums, out, bias, alpha, own, row, column, columns, lane);
       }
     }
   }
-  write_rows<kFloats, kColumns>(sums, out, bias, alpha, own, row, column, lane);
+  write_rows<kFloats, kColumns>(sums, out, bias, alpha, own, row, column, columns, lane);
 }
 
 // Bias and alpha are in the sums already if there is an activation.
@@ -333,10 +337,14 @@ WS_DEVICE void write_sums(Sums& sums, const Problem& p, const Output& out, const
         write_swapped<kFloats>(sums[i], out, bias, alpha, part, row, column, lane);
       }
     } else {
-      if (p.is_gated()) {
-        write_part<kFloats, kActivates ? kN / 2 : kN>(sums[i], out, bias, alpha, part, row, column / 2, lane);
+      constexpr u32 half = kActivates ? kN / 2 : kN;
+      const bool gated = p.is_gated();
+      if (half % 64 == 0) {  // whole parts: the same program stops sooner
+        write_part<kFloats, kN>(sums[i], out, bias, alpha, part, row, gated ? column / 2 : column, gated ? half : kN, lane);
+      } else if (gated) {
+        write_part<kFloats, half>(sums[i], out, bias, alpha, part, row, column / 2, half, lane);
       } else {
-        write_part<kFloats, kN>(sums[i], out, bias, alpha, part, row, column, lane);
+        write_part<kFloats, kN>(sums[i], out, bias, alpha, part, row, column, kN, lane);
       }
     }
   }
