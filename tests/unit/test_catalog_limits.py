@@ -13,13 +13,13 @@ from warpsmith.catalog.plan import Selection, broken_promises, plan
 from warpsmith.catalog.resolve import DeviceFacts, resolve
 from warpsmith.catalog.shapes import Model, Shapes
 from warpsmith.catalog.spec import Kernel, Promise
-from warpsmith.tuning import Bound, Rule
+from warpsmith.tuning import Bound, Limit, Rule
 
 SPARK = Capability(12, 1)
 
 
 def few(limit: Bound) -> Kernel:
-    variant = dataclasses.replace(variants()[0], limits=(limit,))
+    variant = dataclasses.replace(variants()[0], limits=(Limit(limit),))
     return Kernel("scale_few", "scaling", "scale", "scale.cuh", "ws_scale_few", NATIVE, PARAMS, (variant,), "f")
 
 
@@ -67,3 +67,13 @@ def test_a_range_reaches_every_kernel_that_serves_a_part_of_it(rows: tuple[int, 
     found = plan(LIMITED, [default_target(SPARK)], Selection(models=(Model("some", (shapes,)),)))
     assert {c.kernel for c in found.cubins} == kernels
     assert found.missing == ()
+
+
+def test_a_limit_of_some_fields_leaves_other_problems_alone() -> None:
+    bound = Bound(("m",), maximum=16)
+    fields = dict(problem().fields)
+    name, value = next(iter(fields.items()))
+    for limit, outside in ((Limit(bound, ((name, (value,)),)), True), (Limit(bound, ((name, ("another",)),)), False)):
+        variant = dataclasses.replace(variants()[0], limits=(limit,))
+        assert (variant.outside(problem(m=17), 132) is not None) == outside
+        assert variant.outside(problem(m=16), 132) is None

@@ -32,8 +32,12 @@ def test_more_than_sixteen_rows_are_its_own(format: str, mode: str) -> None:
     for m in (17, 64, 65, 300, 5000):
         for n in (32, 2880, 65536):
             assert chosen(format=format, mode=mode, m=m, n=n).kernel == KERNEL.name
-    assert chosen(format=format, mode=mode, m=16).kernel == "sm90_packed_gemm"
-    assert chosen(format=format, mode=mode, m=16, k=16384).kernel == "sm90_packed_pair_gemm"
+    few = 5 if mode == "grouped" else 16
+    assert chosen(format=format, mode=mode, m=few).kernel == "sm90_packed_gemm"
+    assert chosen(format=format, mode=mode, m=few, k=16384).kernel == (
+        "sm90_packed_gemm" if mode == "grouped" and few * 16384 <= 16 * 4128 else "sm90_packed_pair_gemm"
+    )
+    assert (chosen(format=format, mode=mode, m=6).kernel == KERNEL.name) == (mode == "grouped")
 
 
 @pytest.mark.parametrize("format", FEW_ROWS)
@@ -47,8 +51,8 @@ def test_tiles_have_the_rows_that_there_are(format: str) -> None:
     for m in (17, 32, 33, 64, 65, 128, 129):
         tile = tile_of(KERNEL, chosen(format=format, m=m, n=16384, mode="masked").variant)
         assert m <= tile.m <= 2 * m
-    groups = [chosen(format=format, m=m, mode="grouped", batches=32).variant for m in (17, 48, 256, 512)]
-    assert groups == [f"{format}_{name}" for name in ("m32", "m64w", "m128", "m256")]
+    groups = [chosen(format=format, m=m, mode="grouped", batches=32).variant for m in (6, 17, 48, 256, 512)]
+    assert groups == [f"{format}_{name}" for name in ("m16w", "m32w", "m64w", "m128", "m256")]
     assert chosen(format=format, m=512, n=4096).variant.endswith("m128")
     assert chosen(format=format, m=100, n=512).variant == f"{format}_m32"
 

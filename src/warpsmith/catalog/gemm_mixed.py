@@ -50,11 +50,13 @@ TILES = {
     "m64w": MixedTile(64, 128, k=64, blocks=2),
     "m64": MixedTile(64, 64, groups=3, groups_k=3),
     "m32": MixedTile(32, 64, groups_k=2, blocks=2),
+    "m32w": MixedTile(32, 128, blocks=2),
     "m16": MixedTile(16, 64, groups_k=2, blocks=2),
+    "m16w": MixedTile(16, 128, blocks=2),
 }
 """By name, which says the rows of A; `w`: wide, for groups."""
 
-_WITNESS_ROWS = {"m16": 16, "m32": 32, "m64": 64, "m64w": 32, "m128": 128, "m256": 4096}
+_WITNESS_ROWS = {"m16": 16, "m16w": 12, "m32": 32, "m32w": 20, "m64": 64, "m64w": 40, "m128": 128, "m256": 4096}
 _MMA = (r"HGMMA\.64x\d+x16\.F32\.BF16", r"HMUL2\.BF16", "WARPGROUP\\.DEPBAR", "UTMALDG\\.3D")
 _SCALES = {"fp8_block_128x128": ("MUFU\\.RCP",)}
 """What shows how block scales come: a row's by copies of words, or of tiles."""
@@ -62,7 +64,7 @@ _SCALES = {"fp8_block_128x128": ("MUFU\\.RCP",)}
 
 def _witness(format: str, name: str) -> Problem:
     found = gemm.witness(format, _WITNESS_ROWS[name])
-    if name == "m64w":  # for groups alone
+    if name.endswith("w"):  # for groups alone
         found = Problem.of("gemm", {**dict(found.fields), "mode": "grouped"}, {**dict(found.dims), "batches": 8})
     return found
 
@@ -121,9 +123,9 @@ def _rule(tile: str, m: int = 0, *bounds: Bound, grouped: bool = False, formats:
 
 
 TUNING = (
-    _rule("m16", 10, grouped=True),
-    _rule("m32", 20, grouped=True),
-    _rule("m64w", 44, grouped=True),
+    _rule("m16w", 12, grouped=True),
+    _rule("m32w", 26, grouped=True),
+    _rule("m64w", 56, grouped=True),
     _rule("m128", 160, grouped=True),
     _rule("m256", grouped=True),
     _rule("m16", 16),

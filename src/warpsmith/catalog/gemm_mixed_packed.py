@@ -13,7 +13,9 @@ from warpsmith.catalog.spec import Instructions, Kernel, Problem, Variant, opera
 from warpsmith.tuning import Bound, Rule
 from warpsmith.tuning.splits import SplitRule
 
-TILES = {name: tile for name, tile in gemm_mixed.TILES.items() if name != "m16"}
+TILES = {name: tile for name, tile in gemm_mixed.TILES.items() if name != "m16"} | {
+    "m64w": gemm_mixed.MixedTile(64, 128, blocks=2)
+}
 """By name."""
 
 NAME = "sm90_mixed_packed_gemm"
@@ -81,8 +83,9 @@ def _rule(tile: str, m: int = 0, *bounds: Bound, grouped: bool = False) -> Rule:
 
 
 TUNING = (
-    _rule("m32", 20, grouped=True),
-    _rule("m64w", 56, grouped=True),
+    _rule("m16w", 12, grouped=True),
+    _rule("m32w", 26, grouped=True),
+    _rule("m64w", 64, grouped=True),
     _rule("m128", 320, grouped=True),
     _rule("m256", grouped=True),
     _rule("m32", 32),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from warpsmith.arch import Capability
 from warpsmith.catalog import gemm
 from warpsmith.catalog.spec import Instructions, Kernel, Problem, Variant, operands
-from warpsmith.tuning import Bound, Rule
+from warpsmith.tuning import Bound, Limit, Rule
 
 CAPABILITIES = (Capability(9, 0),)
 
@@ -31,21 +31,25 @@ class PackedTile(NamedTuple):
 class _Row(NamedTuple):
     name: str
     tiles: tuple[tuple[str, PackedTile], ...]
-    limits: tuple[Bound, ...]
+    limits: tuple[Limit, ...]
     witnesses: tuple[tuple[int, int], ...]  # rows of A and K, by tile
 
 
-_FEW = Bound(("m",), maximum=16)
-_GROUPS = Bound(("batches",), maximum=512)
-_LONGEST = Bound(("k",), maximum=2 * 65536)
+_FEW = (
+    Limit(Bound(("m",), maximum=16)),
+    # Of groups with more rows on average many have more than 8, and with 16 at a time tiles of wgmma are as fast.
+    Limit(Bound(("m",), maximum=5), (("mode", ("grouped",)),)),
+    Limit(Bound(("batches",), maximum=512)),
+)
+_LONGEST = Limit(Bound(("k",), maximum=2 * 65536))
 _ROWS = (
     _Row(
         "sm90_packed_gemm",
         (("rows8", PackedTile(8, 1)), ("rows16", PackedTile(16, 1))),
-        (_FEW, _GROUPS, Bound(("m", "k"), maximum=16 * 4128)),  # A fits the block beside 3 stages
+        (*_FEW, Limit(Bound(("m", "k"), maximum=16 * 4128))),  # A fits the block beside 3 stages
         ((1, 4096), (16, 4096)),
     ),
-    _Row("sm90_packed_pair_gemm", (("rows16", PackedTile(16, 2)),), (_FEW, _GROUPS, _LONGEST), ((16, 8192),)),
+    _Row("sm90_packed_pair_gemm", (("rows16", PackedTile(16, 2)),), (*_FEW, _LONGEST), ((16, 8192),)),
 )
 TILES = {row.name: dict(row.tiles) for row in _ROWS}
 """By kernel and name: a block has all of K, or a pair of blocks divides it."""

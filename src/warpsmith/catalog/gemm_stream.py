@@ -8,7 +8,7 @@ from typing import NamedTuple
 from warpsmith.arch import Capability
 from warpsmith.catalog import gemm
 from warpsmith.catalog.spec import Instructions, Kernel, Variant, pair
-from warpsmith.tuning import Bound
+from warpsmith.tuning import Bound, Limit
 
 CAPABILITIES = (Capability(9, 0),)
 MOST_ROWS = 8
@@ -100,7 +100,7 @@ def _variants(row: _Row) -> tuple[Variant, ...]:
             witnesses=(gemm.witness(pair(a, b), 1, k=row.witness_k),),
             tile="stream",
             instructions=_instructions(a, b),
-            limits=_limits(row, b),
+            limits=tuple(Limit(bound) for bound in _limits(row, b)),
         )
         for a, b in PAIRS
     )

@@ -118,7 +118,8 @@ def reached(
             fitting: dict[str, Variant] = {}
             whole: set[str] = set()  # tiles that serve the ranges to their ends
             for variant in kernel.variants:
-                covers = [bound.covers(ranges, sm_counts) for bound in variant.limits]
+                limits = (limit.bound for limit in variant.limits if limit.concerns(fields))
+                covers = [bound.covers(ranges, sm_counts) for bound in limits]
                 if variant.mismatch(problem) is None and all(may for may, _ in covers):
                     fitting.setdefault(variant.tile, variant)
                     whole |= {variant.tile} if all(must for _, must in covers) else set()

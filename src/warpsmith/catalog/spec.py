@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from warpsmith.arch import Capability, Suffix, Target
 from warpsmith.errors import CatalogError, InvalidArgumentError
-from warpsmith.tuning import Bound, Rule
+from warpsmith.tuning import Limit, Rule
 from warpsmith.tuning.estimate import Estimate
 from warpsmith.tuning.splits import SplitRule
 
@@ -188,8 +188,8 @@ class Variant:
     instructions
         What its SASS must hold.
     limits
-        Sizes that it computes, the same for all tiles of a kernel and a format; kernels behind it in the catalog
-        compute the others. Empty: all.
+        Sizes that it computes, the same for all tiles of a kernel and problems of equal fields; kernels behind it in
+        the catalog compute the others. Empty: all.
     activations
         Those of the product that its epilogue computes, for a problem of the operation `gemm`.
     tolerance
@@ -202,7 +202,7 @@ class Variant:
     witnesses: tuple[Problem, ...]
     tile: str = "default"
     instructions: tuple[Instructions, ...] = ()
-    limits: tuple[Bound, ...] = ()
+    limits: tuple[Limit, ...] = ()
     activations: tuple[str, ...] = ()
     tolerance: float = 0.0
 
@@ -218,8 +218,9 @@ class Variant:
         """Why the problem's sizes are not the variant's, or None if they are."""
         if not self.limits:
             return None
-        dims = dict(problem.dims)
-        return next((f"is for {bound}" for bound in self.limits if not bound.holds(dims, sm_count)), None)
+        fields, dims = dict(problem.fields), dict(problem.dims)
+        bounds = (limit.bound for limit in self.limits if limit.concerns(fields))
+        return next((f"is for {bound}" for bound in bounds if not bound.holds(dims, sm_count)), None)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,17 @@ class Bound(NamedTuple):
         return self.minimum <= high and low <= most, self.minimum <= low and high <= most
 
 
+class Limit(NamedTuple):
+    """A bound on the sizes of problems with some fields; without fields, of all."""
+
+    bound: Bound
+    fields: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def concerns(self, fields: Mapping[str, str]) -> bool:
+        """Whether problems with these fields are bound."""
+        return all(fields.get(name) in values for name, values in self.fields)
+
+
 class Rule(NamedTuple):
     """Use `tile` of `kernel` on `capabilities` (empty: all) when every bound and field fits."""
 

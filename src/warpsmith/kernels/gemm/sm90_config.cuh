@@ -148,9 +148,10 @@ struct Scales {
 };
 
 // Each warp writes D by parts of 2 KB, which pass through shared memory of its own; where the copy engine takes them from
-// there, it has two. Then come 64 values of bias.
+// there, it has two, if it has so much to write. Then come 64 values of bias.
 constexpr bool kStores = !kSwap && kN >= 64;  // parts have rows of 128 bytes
-constexpr u32 kPartBytes = 2048, kOwnParts = kStores ? 2 : 1, kOwnBytes = kOwnParts * kPartBytes + 256;
+constexpr bool kTwoParts = kStores && (kN > 64 || kGroups == 1);  // a stage more is of no use to one warpgroup
+constexpr u32 kPartBytes = 2048, kOwnParts = kTwoParts ? 2 : 1, kOwnBytes = kOwnParts * kPartBytes + 256;
 
 // Warpgroups that take stages of a tile by turns leave their sums for the first ones.
 constexpr u32 kLeftBytesOfSums = (kGroupsK - 1) * kTileThreads * kM64 * kN * 2;
