@@ -83,6 +83,7 @@ def cases(format: str, tile_m: int, activates: bool) -> Iterator[Case]:
     constant = itertools.cycle((False, True, True, False, False))
     odd = itertools.cycle((False, False, True, False, False, False, True))
     rows, wide = itertools.cycle((False, True)), itertools.cycle((0, 1, 0))
+    yield from _plain("fp16" if format == "fp16" else "bf16", ks)
     every = itertools.chain(_dense(ks, tile_m), _grouped(ks), _masked(ks), _wrong_index(ks))
     for case in itertools.chain(_activated(ks), every) if activates else every:
         yield replace(
@@ -94,6 +95,17 @@ def cases(format: str, tile_m: int, activates: bool) -> Iterator[Case]:
             constant_b=next(constant),
             int64=case.int64 or bool(next(wide)),
         )
+
+
+def _plain(out: str, ks: tuple[int, ...]) -> Iterator[Case]:
+    """D as the operands' type and nothing but the sums, several tiles a block: large tiles store it late."""
+    for k, blocks in zip(ks, itertools.cycle((5, 3, 1))):
+        yield Case(m=700, n=1032, k=k, out=out, blocks=blocks)
+        yield Case("grouped", sizes=(300, 5, 128, 0, 77, 513), tail=2, n=520, k=k, out=out, blocks=blocks)
+    yield Case("masked", batches=4, m=300, counts=(300, 17, 0, 129), n=392, k=ks[-1], out=out, blocks=3)
+    yield Case(batches=3, m=257, n=776, k=ks[1], out=out, blocks=4)
+    for splits in (2, 6 << 8 | 3):
+        yield Case(m=500, n=1032, k=1152, out=out, blocks=4, splits=splits)
 
 
 def _dense(ks: tuple[int, ...], tile_m: int) -> Iterator[Case]:

@@ -48,6 +48,15 @@ WS_DEVICE void store_tensor(const TensorMap& map, int x, int y, int z, u32 sourc
                : "memory");
 }
 
+// The same without a branch, or nothing where `wanted` is false.
+WS_DEVICE void store_tensor_if(bool wanted, const TensorMap& map, int x, int y, int z, u32 source) {
+  asm volatile(
+      "{.reg .pred p;\n\tsetp.ne.b32 p, %5, 0;\n\t"
+      "@p cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];}" ::"l"(&map),
+      "r"(x), "r"(y), "r"(z), "r"(source), "r"(static_cast<u32>(wanted))
+      : "memory");
+}
+
 WS_DEVICE void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
 // Waits until all but the last kGroups groups of this thread's stores have read their source.

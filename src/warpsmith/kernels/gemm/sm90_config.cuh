@@ -47,6 +47,10 @@
 #define WS_BAND 8
 #endif
 
+#ifndef WS_LATE
+#define WS_LATE 1
+#endif
+
 // 1: all lanes arrive at barriers, not one for its warp, which racecheck does not follow.
 #ifndef WS_EVERY_LANE_ARRIVES
 #define WS_EVERY_LANE_ARRIVES 0
@@ -95,7 +99,6 @@ constexpr u32 kLeftRows = kSwap ? kTileN : kTileM, kRightRows = kSwap ? kTileM :
 constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroupsTile, kGroupsRight = kGroupsTile / kGroupsLeft;
 constexpr u32 kM64 = kLeftRows / kGroupsLeft / 64, kN = kRightRows / kGroupsRight;  // MMA tiles of a warpgroup
 static_assert(kLeftRows % (64 * kGroupsLeft) == 0 && kN % 8 == 0 && kN <= 256, "whole MMA tiles");
-static_assert(kSwap || (kN % 32 == 0 && kN != 96), "parts of D have 64 columns or 32, the last one perhaps shared");
 
 using Sums = float[kM64][kN / 2];
 
@@ -105,6 +108,8 @@ constexpr bool kPromoted = WS_A_FORMAT == WS_FP8_BLOCK;
 // Activations are of 16-bit operands: a stage of fp8_block has one scale for all rows of B, and a gate's differ from those
 // of what it gates. Some tiles leave them out: beside them ptxas makes their MMAs wait for each other.
 constexpr bool kActivates = kType != WgmmaType::e4m3 && !kMixed && WS_ACTIVATES;
+static_assert(kSwap || (kN % 32 == 0 && kN != 96) || (kN % 16 == 0 && kN > 64 && !kActivates),
+              "parts of D have 64 columns or 32, the last one perhaps shared");
 // fp8_tensor, fp8_row: sums over all of K are scaled. The tensor cores add in fewer bits than fp32 has: what they have
 // summed over kPeriod stages is added in fp32, unless that is 0.
 constexpr bool kScaled = WS_A_FORMAT == WS_FP8_ROW;
@@ -152,6 +157,8 @@ struct Scales {
 constexpr bool kStores = !kSwap && kN >= 64;  // parts have rows of 128 bytes
 constexpr bool kTwoParts = kStores && (kN > 64 || kGroups == 1);  // a stage more is of no use to one warpgroup
 constexpr u32 kPartBytes = 2048, kOwnParts = kTwoParts ? 2 : 1, kOwnBytes = kOwnParts * kPartBytes + 256;
+// Large tiles of 16-bit operands store D while the next tile is under way: sm90_late_stores.cuh.
+enum : bool { kLate = WS_LATE && kStores && kType != WgmmaType::e4m3 && !kMixed && kM64 == 1 && kN > 64 && kPartsK == 1 };
 
 // Warpgroups that take stages of a tile by turns leave their sums for the first ones.
 constexpr u32 kLeftBytesOfSums = (kGroupsK - 1) * kTileThreads * kM64 * kN * 2;

@@ -37,6 +37,7 @@
 #include "gemm/sm90_config.cuh"
 #include "gemm/sm90_epilogue.cuh"
 #include "gemm/sm90_exchange.cuh"
+#include "gemm/sm90_late_stores.cuh"
 #include "gemm/sm90_main_loop.cuh"
 #include "gemm/sm90_mixed_loop.cuh"
 #include "gemm/sm90_mixed_scales.cuh"
@@ -63,6 +64,9 @@ WS_DEVICE bool add_parts(Sums& sums, Exchange& exchange, const Problem& p, const
 
 WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place& place) {
   Exchange exchange;
+  LateStores late;
+  const u32 own = ring.base + Shared::kParts + (place.group * 4 + place.warp) * kOwnBytes;
+  if constexpr (kLate) late.clear();
 #pragma unroll 1
   for (;; slots.advance()) {
     mbarrier_wait(ring.full(), ring.parity);
@@ -81,14 +85,21 @@ WS_DEVICE void consume(const Problem& p, Ring ring, TileRing slots, const Place&
       add_promoted_stages(sums, ring, place, p, tile);
     } else if constexpr (kPeriod != 0) {
       add_summed_stages(sums, ring, place, tile.stages);
+    } else if constexpr (kLate) {
+      add_stages_storing(sums, ring, place, tile.stages, late, *p.d_map, own);
+      if (LateStores::serves(p) && late.take(sums, p, load_tile(slots.slot()), place)) continue;
+      late.clear();
     } else {
       add_stages(sums, ring, place, tile.stages);
     }
     if (!add_parts(sums, exchange, p, load_tile(slots.slot()), place, ring.base)) continue;
     // read again: fewer registers in between
     if constexpr (kScaled) scale_sums(sums, p, load_tile(slots.slot()), place);
-    write_d(sums, p, load_tile(slots.slot()), place, ring.base);
+    Place here = place;
+    if constexpr (kLate) here.lane = opaque(here.lane);  // no addresses of what is rare in registers all the time
+    write_d(sums, p, load_tile(slots.slot()), here, ring.base);
   }
+  if constexpr (kLate) late.store_all(*p.d_map, own, place.lane);
   if constexpr (kStores) wait_for_stores_to_read<0>();  // of this block's shared memory
 }
 
