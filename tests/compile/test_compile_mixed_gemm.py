@@ -11,6 +11,7 @@ from shipped import artifact
 from warpsmith.bundle.elf import read_cubin
 from warpsmith.catalog.gemm_mixed import KERNEL, TILES
 from warpsmith.catalog.gemm_mixed_packed import KERNEL as PACKED
+from warpsmith.catalog.gemm_mixed_packed import TILES as PACKED_TILES
 from warpsmith.catalog.spec import Kernel, Variant
 from warpsmith.compiler.sass import count, spills
 
@@ -30,7 +31,7 @@ def test_a_variant_compiles_to_what_the_catalog_asks_for(kernel: Kernel, variant
         assert count(made.census, pattern) > 0, pattern
     assert info.record is not None
     _, shared, threads, stages, waits, *tile = info.record
-    shape = TILES[variant.tile]
+    shape = (PACKED_TILES if kernel is PACKED else TILES)[variant.tile]
     assert shared <= LIMIT
     assert stages >= 2
     moves = shape.groups == 2 and shape.blocks == 1  # registers, from a whole warpgroup
