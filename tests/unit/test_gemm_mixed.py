@@ -58,7 +58,16 @@ def test_tiles_have_the_rows_that_there_are(format: str) -> None:
     groups = [chosen(format=format, m=m, mode="grouped", batches=32).variant for m in (9, 16, 32, 64, 256)]
     assert groups == [f"{format}_{name}" for name in ("m16w", "m32w", "m64w", "m128", "m256")]
     assert chosen(format=format, m=100, n=512).variant == f"{format}_m32"
-    assert [chosen(format=format, m=256, n=n).variant for n in (4096, 14336)] == [f"{format}_m128", f"{format}_m256"]
+    wide = [chosen(format=format, m=256, n=n).variant.rpartition("_")[2] for n in (4096, 8192, 14336)]
+    assert wide == ["m128n", "m128", "m256"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_hundred_rows_have_the_tiles_that_are_whole_waves(format: str) -> None:
+    columns = {2048: "m32", 2880: "m64", 5760: "m128n", 7168: "m128n", 14336: "m128", 24576: "m128n", 32768: "m128"}
+    assert {n: chosen(format=format, m=100, n=n, k=2048).variant.rpartition("_")[2] for n in columns} == columns
+    assert chosen(format=format, m=100, n=4096, k=7168).variant.endswith("m128n")
+    assert chosen(format=format, m=100, n=7168, k=2048, mode="masked").variant.endswith("m128")
 
 
 def test_the_portable_kernel_is_not_built_for_what_it_does_not_serve() -> None:
@@ -71,12 +80,12 @@ def test_the_portable_kernel_is_not_built_for_what_it_does_not_serve() -> None:
 @pytest.mark.parametrize(("weights", "bits"), [("mxfp4", 4), ("mxfp8", 8), ("fp8_block_128x128", 8)])
 def test_a_launch_reads_boxes_of_what_a_stage_has(weights: str, bits: int, name: str) -> None:
     shape, tile = TILES[name], tile_of(KERNEL, f"bf16_x_{weights}_{name}")
-    assert tile == (shape.m, shape.n, shape.k, 1, shape.blocks, 1, True, False, False, False)
+    assert tile == (shape.m, shape.n, shape.k, 1, shape.blocks, 1, True, False, False, False, shape.fits)
     size, row = Size("dense", 100, 512, 2944, 2), 2944 * bits // 8
     a, d = Operand("bf16", 5888, 100 * 5888), Output("bf16", 1024, 102400)
     for layout, flag in (("linear", 0), ("128x4", args.TILED_SCALES_B)):
         launch = map_launch(tile, size, a, Operand(weights, row, 512 * row, layout, 512 * 92), d, sm_count=132)
-        assert launch.a == MapSpec(5888, 100, 2, 5888, 100 * 5888, 128, shape.m)
+        assert launch.a == MapSpec(5888, 100, 2, 5888, 100 * 5888, 128, 100 if shape.fits else shape.m)
         assert launch.b == MapSpec(row, 512, 2, row, 512 * row, shape.k * bits // 8, shape.n)
         assert dict(zip(TAIL, launch.tail, strict=False))["flags"] == flag
 

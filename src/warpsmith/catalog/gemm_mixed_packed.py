@@ -32,18 +32,7 @@ def _witness(format: str, tile: str) -> Problem:
 
 def _variant(format: str, tile: str) -> Variant:
     a, b = operands(format)
-    shape = TILES[tile]
-    sizes = {
-        "TILE_M": shape.m,
-        "TILE_N": shape.n,
-        "TILE_K": shape.k,
-        "SWAP": 1,
-        "GROUPS": shape.groups,
-        "GROUPS_K": shape.groups_k,
-        "BLOCKS": shape.blocks,
-        "PACKED": 1,
-        "ACTIVATES": 0,
-    }
+    sizes = {**TILES[tile].macros, "PACKED": 1, "ACTIVATES": 0}
     return Variant(
         name=f"{format}_{tile}",
         macros=(
@@ -73,13 +62,17 @@ KERNEL = Kernel(
 
 _FEW = Bound(("n", "batches"), maximum=64, per_sm=True)
 _FOUR_ROWS = Bound(("n", "batches"), maximum=32, per_sm=True)
-"""Four rows of tiles of 128 × 128 are one wave."""
+"""Four rows of tiles of 128 × 128, or two of 64 columns, are one wave."""
+_NOT_LONG = Bound(("k",), maximum=5120)
+_NARROW = (_FEW, Bound(("n", "batches"), 129, 192, per_sm=True))
+"""Tiles of 64 columns are one wave, or three where those of 128 are two, the last one half empty."""
 _TINY = Bound(("n", "batches"), maximum=16, per_sm=True)
 
 
-def _rule(tile: str, m: int = 0, *bounds: Bound, grouped: bool = False) -> Rule:
+def _rule(tile: str, m: int = 0, *bounds: Bound, grouped: bool = False, dense: bool = False) -> Rule:
     most = (Bound(("m",), maximum=m),) if m else ()
-    return Rule(NAME, tile, fields=(("mode", ("grouped",)),) if grouped else (), bounds=(*most, *bounds))
+    mode = "grouped" if grouped else "dense" if dense else ""
+    return Rule(NAME, tile, fields=(("mode", (mode,)),) if mode else (), bounds=(*most, *bounds))
 
 
 TUNING = (
@@ -91,7 +84,10 @@ TUNING = (
     _rule("m32", 32),
     _rule("m64", 64),
     _rule("m32", 128, _TINY),
+    _rule("m64", 128, _FOUR_ROWS, _NOT_LONG, dense=True),
+    *(_rule("m128n", 128, columns, dense=True) for columns in _NARROW),
     _rule("m128", 128),
+    _rule("m128n", 256, _FOUR_ROWS, dense=True),
     _rule("m128", 256, _FEW),
     _rule("m128", 512, _FOUR_ROWS),
     _rule("m256"),
@@ -99,6 +95,7 @@ TUNING = (
 SPLITS = (
     SplitRule(NAME, "m32", most=4, units_per_sm=2, part_k=1440),
     SplitRule(NAME, "m64", most=2, units_per_sm=1, part_k=1440),
+    SplitRule(NAME, "m128n", most=2, units_per_sm=1, part_k=2048),
     SplitRule(NAME, "m128", most=4, units_per_sm=1, part_k=1024),
     SplitRule(NAME, "m256", most=4, units_per_sm=1, part_k=1440),
 )

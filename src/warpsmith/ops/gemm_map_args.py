@@ -48,7 +48,7 @@ class MapTile(NamedTuple):
     `blocks` of them share a multiprocessor; `parts` of a cluster divide the K of a tile. `gates` says whether the
     kernel has the parameters of an activation, `stores` whether it takes a tensor map of D for its stores, `fits`
     whether its boxes have no more rows than a matrix, `packed` whether it copies B without a map, from the pointer and
-    by the stride that scales of A would have.
+    by the stride that scales of A would have, `fits_a` whether its boxes of A have no more rows.
     """
 
     m: int
@@ -61,6 +61,7 @@ class MapTile(NamedTuple):
     stores: bool = False
     fits: bool = False
     packed: bool = False
+    fits_a: bool = False
 
 
 class MapLaunch(NamedTuple):
@@ -102,9 +103,10 @@ def tile_of(kernel: Kernel, variant: str) -> MapTile:
     m, n, k = (int(macros[f"WS_TILE_{axis}"]) for axis in "MNK")
     gates = any(p.name == "gate_slope" for p in kernel.params)
     cluster, blocks, parts = (int(macros.get(f"WS_{name}", "1")) for name in ("CLUSTER", "BLOCKS", "PARTS"))
-    fits = gates and macros["WS_A_FORMAT"] == macros["WS_B_FORMAT"]
+    same = macros["WS_A_FORMAT"] == macros["WS_B_FORMAT"]
+    fits_a = gates and (same or macros.get("WS_FITS") == "1")
     stores, packed = gates and macros.get("WS_SWAP") == "0", macros.get("WS_PACKED") == "1"
-    return MapTile(m, n, k, cluster, blocks, parts, gates, stores, fits, packed)
+    return MapTile(m, n, k, cluster, blocks, parts, gates, stores, gates and same, packed, fits_a)
 
 
 def map_tiles(tile: MapTile, size: Size) -> int:
@@ -240,8 +242,8 @@ def map_launch(
         gate = (0.0,) * 4 if activation is None else activation.gate
         gate = gate if stores else (*gate, NO_MAP)
     box_a, box_b = tile.m, tile.n // tile.cluster
-    if tile.fits:
-        box_a, box_b = min(box_a, size.m), min(box_b, size.n) if tile.cluster == 1 else box_b
+    box_a = min(box_a, size.m) if tile.fits_a else box_a
+    box_b = min(box_b, size.n) if tile.fits and tile.cluster == 1 else box_b
     return MapLaunch(
         (blocks, 1, 1),
         (

@@ -31,6 +31,8 @@ class Case:
         Of the product, whose columns are then 2 · n if it has a gate.
     odd
         Rows of D are aligned to 8 bytes alone.
+    plain
+        Alpha is 1.
     """
 
     mode: str = "dense"
@@ -53,6 +55,7 @@ class Case:
     cancels: bool = False
     constant_b: bool = False
     activation: str = ""
+    plain: bool = False
 
     @property
     def gated(self) -> bool:
@@ -100,12 +103,12 @@ def cases(format: str, tile_m: int, activates: bool) -> Iterator[Case]:
 def _plain(out: str, ks: tuple[int, ...]) -> Iterator[Case]:
     """D as the operands' type and nothing but the sums, several tiles a block: large tiles store it late."""
     for k, blocks in zip(ks, itertools.cycle((5, 3, 1))):
-        yield Case(m=700, n=1032, k=k, out=out, blocks=blocks)
-        yield Case("grouped", sizes=(300, 5, 128, 0, 77, 513), tail=2, n=520, k=k, out=out, blocks=blocks)
-    yield Case("masked", batches=4, m=300, counts=(300, 17, 0, 129), n=392, k=ks[-1], out=out, blocks=3)
-    yield Case(batches=3, m=257, n=776, k=ks[1], out=out, blocks=4)
+        yield Case(m=700, n=1032, k=k, out=out, plain=True, blocks=blocks)
+        yield Case("grouped", sizes=(300, 5, 128, 0, 77, 513), tail=2, n=520, k=k, out=out, plain=True, blocks=blocks)
+    yield Case("masked", batches=4, m=300, counts=(300, 17, 0, 129), n=392, k=ks[-1], out=out, plain=True, blocks=3)
+    yield Case(batches=3, m=257, n=776, k=ks[1], out=out, plain=True, blocks=4)
     for splits in (2, 6 << 8 | 3):
-        yield Case(m=500, n=1032, k=1152, out=out, blocks=4, splits=splits)
+        yield Case(m=500, n=1032, k=1152, out=out, plain=True, blocks=4, splits=splits)
 
 
 def _dense(ks: tuple[int, ...], tile_m: int) -> Iterator[Case]:

@@ -127,7 +127,7 @@ def make_problem(format: str, case: Case, seed: int) -> Problem:
     sums = _multiply(a.values, b.values, offsets)
     size = _multiply(a.values.abs(), b.values.abs(), offsets) if case.cancels else sums
     rms = float((size if case.cancels else sums)[valid].square().mean().sqrt()) if valid.any() else 1.0
-    alpha = float(torch.tensor(3.0 / rms if rms > 0 else 1.0, dtype=torch.float32))
+    alpha = float(torch.tensor(3.0 / rms if rms > 0 and not case.plain else 1.0, dtype=torch.float32))
     factors: tuple[Any, Any, Any] = (None, None, None)
     factor = torch.full((matrices,), alpha, dtype=torch.float64, device="cuda")
     if case.scaled:

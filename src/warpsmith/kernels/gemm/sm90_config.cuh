@@ -28,6 +28,9 @@
 #ifndef WS_GROUPS_K
 #define WS_GROUPS_K 1
 #endif
+#ifndef WS_FITS
+#define WS_FITS 0
+#endif
 #ifndef WS_BLOCKS
 #define WS_BLOCKS 1
 #endif
@@ -99,6 +102,7 @@ constexpr u32 kLeftRows = kSwap ? kTileN : kTileM, kRightRows = kSwap ? kTileM :
 constexpr u32 kGroupsLeft = kLeftRows == 64 ? 1 : kGroupsTile, kGroupsRight = kGroupsTile / kGroupsLeft;
 constexpr u32 kM64 = kLeftRows / kGroupsLeft / 64, kN = kRightRows / kGroupsRight;  // MMA tiles of a warpgroup
 static_assert(kLeftRows % (64 * kGroupsLeft) == 0 && kN % 8 == 0 && kN <= 256, "whole MMA tiles");
+static_assert(kSwap || (kN % 32 == 0 && kN != 96), "parts of D have 64 columns or 32, the last one perhaps shared");
 
 using Sums = float[kM64][kN / 2];
 
@@ -108,8 +112,6 @@ constexpr bool kPromoted = WS_A_FORMAT == WS_FP8_BLOCK;
 // Activations are of 16-bit operands: a stage of fp8_block has one scale for all rows of B, and a gate's differ from those
 // of what it gates. Some tiles leave them out: beside them ptxas makes their MMAs wait for each other.
 constexpr bool kActivates = kType != WgmmaType::e4m3 && !kMixed && WS_ACTIVATES;
-static_assert(kSwap || (kN % 32 == 0 && kN != 96) || (kN % 16 == 0 && kN > 64 && !kActivates),
-              "parts of D have 64 columns or 32, the last one perhaps shared");
 // fp8_tensor, fp8_row: sums over all of K are scaled. The tensor cores add in fewer bits than fp32 has: what they have
 // summed over kPeriod stages is added in fp32, unless that is 0.
 constexpr bool kScaled = WS_A_FORMAT == WS_FP8_ROW;
@@ -188,6 +190,11 @@ struct Shared {
   static_assert(kBytes <= kLimit && kStages >= 2, "shared memory of a block");
   static_assert(kPeriod == 0 || kStages >= 2 * kPeriod, "two periods under way");
 };
+
+// Beside quantized rows of B, boxes of A have no more rows than the matrix only where that is asked for.
+enum : bool { kFits = !kMixed || WS_FITS };
+// Warpgroups that take stages by turns, of which few fit, hold none while they wait for their next one.
+enum : bool { kDrains = kMixed && kGroupsK == 2 && kTileM == 128 };
 
 // A place in the ring of stages; producer and consumers each walk their own.
 struct Ring {

@@ -140,6 +140,7 @@ WS_DEVICE void add_mixed_stages(Sums& sums, Ring& ring, const Place& place, cons
     unit = to;
     add_mixed_stage(sums, fragments, codes, code_place, scales, ring, place, before, by);
     before = ring.empty();
+    if constexpr (kDrains) end_stages(sums, fragments, place, before), before = 0;
   }
   end_stages(sums, fragments, place, before);
   if (kSquares) multiply_sums(sums, unit);

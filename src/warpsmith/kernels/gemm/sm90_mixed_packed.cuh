@@ -153,6 +153,7 @@ WS_DEVICE void add_packed_stages(Sums& sums, Ring& ring, const Place& place, con
     mbarrier_wait(ring.full(), ring.parity);
     add_packed_stage(sums, fragments, from, ring, place, before);
     before = ring.empty();
+    if constexpr (kDrains) end_stages(sums, fragments, place, before), before = 0;
   }
   end_stages(sums, fragments, place, before);
 }

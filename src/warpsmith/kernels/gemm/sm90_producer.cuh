@@ -87,7 +87,7 @@ struct TileCopy {
 
   // Announces A too. Packed rows of B are another warp's.
   WS_DEVICE void copy_b(const Ring& ring, u32 i) const {
-    if constexpr (kPacked) return mbarrier_arrive_expect(ring.full(), kRightBytes);
+    if constexpr (kPacked) return mbarrier_arrive_expect(ring.full(), kRightBytes - p.missing_rows() * kRowBytes);
     const u32 to = kSwap ? ring.left() : ring.right(), full = ring.full();
     const int row = static_cast<int>(tile.column), batch = static_cast<int>(tile.batch);
     mbarrier_arrive_expect(full, kStageBytes - p.missing_rows() * kRowBytes);

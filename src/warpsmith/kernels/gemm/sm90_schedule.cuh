@@ -59,9 +59,11 @@ struct Problem {
   WS_DEVICE bool is_gated() const { return activation() % 2 != 0; }
   WS_DEVICE bool is_grouped() const { return kind() == kGrouped; }
   // Rows outside a tensor take longer to copy than those inside. So boxes have no more rows than the tensor; what a stage
-  // then lacks of both operands.
+  // then lacks of both operands. Boxes of quantized rows of B are always whole.
   WS_DEVICE u32 missing_rows() const {
-    return kMixed ? 0 : kTileM - min(kTileM, m) + (kCluster == 1 ? kTileN - min(kTileN, n) : 0);
+    const u32 of_a = kTileM - min(kTileM, m);
+    if constexpr (kMixed) return kFits ? of_a * kBoxesA : 0;
+    return of_a + (kCluster == 1 ? kTileN - min(kTileN, n) : 0);
   }
   // And last tiles begin where they end with the matrix, if all add their products in the same order: what they have in
   // common with others gets the same value from each.
