@@ -308,3 +308,13 @@ def test_every_code_is_documented() -> None:
     documented = set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE))
     assert set(audit_module.FIXES) <= documented
     assert {"promise-broken", "promise-absent", "variant-dead", "tuning-unplanned", "name-twice"} <= documented
+
+
+def test_a_catalog_that_was_found_in_order_is_not_checked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sample_bundle(tmp_path / "whole", TARGET)
+    wrong = Finding("name-twice", "a kernel", "it is there twice", "rename one")
+    monkeypatch.setattr(audit_module, "check", lambda _: [wrong])
+    assert audit([whole], None, CATALOG) == [wrong]
+    assert audit([whole], None, CATALOG, checked=True) == []

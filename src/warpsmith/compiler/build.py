@@ -126,7 +126,8 @@ def build(
         written.append(_write(out, manifest, outcome, wheel, signing))
     if wheel:
         write_index(out)
-    findings = audit([open_bundle(path) for path in written], None, catalog, signing.public if signing else None)
+    bundles, key = [open_bundle(path) for path in written], signing.public if signing else None
+    findings = audit(bundles, None, catalog, key, checked=True)
     elapsed = time.monotonic() - start
     return BuildReport(tuple(written), outcome.compiled, outcome.cached, elapsed, tuple(findings))
 
