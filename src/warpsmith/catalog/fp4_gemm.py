@@ -178,7 +178,8 @@ KERNELS = (
 NATIVE_RATES = (4096.0, 4096.0, 2048.0, 2048.0, 2048.0)
 EMULATED_RATES = (930.0, 460.0, 590.0, 540.0, 1070.0)
 """Of `PAIRS`, in operations a clock of one multiprocessor: on 12.x one MMA in 16 clocks of a partition, as published
-peaks have it; emulated, what 4096 × 4096 × 4096 took on an H200, at 1.755 GHz."""
+peaks have it; emulated, what 4096 × 4096 × 4096 took on an H200, at 1.755 GHz, by cubins compiled
+for speed (they are compiled fast since)."""
 
 
 def costs(rates: tuple[float, ...], tiles: Collection[str] = tuple(SHAPES)) -> tuple[FormatCost, ...]:
